@@ -1,0 +1,82 @@
+"""Builds the C++ engine with CMake and Ninja; everything else about the package is in pyproject.toml.
+
+Environment variables: CXX (the compiler), CMAKE_ARGS (more arguments for CMake), FASTRNN_SANITIZE=1
+(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_WERROR=1 (warnings are errors).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+MISSING = """
+{line}
+fastrnn is being installed WITHOUT its C++ engine: {reason}.
+It will work, on torch.nn's own kernels, and be no faster than they are. To get the engine, install a
+C++17 compiler (Debian, Ubuntu: apt-get install g++) and install fastrnn again with
+    pip install --force-reinstall --no-deps --no-cache-dir <what you installed>
+{line}
+"""
+
+
+def missing_compiler() -> str | None:
+    """Why there is no C++ compiler, or None if there is one."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    if asked:
+        return None if shutil.which(asked[0]) else f"CXX={asked[0]} does not exist"
+    names = ("c++", "g++", "clang++")  # what CMake looks for
+    return None if any(map(shutil.which, names)) else f"no C++ compiler ({', '.join(names)}) was found"
+
+
+def flag(name: str) -> str:
+    return "ON" if os.environ.get(name, "").lower() in ("1", "on", "true", "yes") else "OFF"
+
+
+class BuildEngine(build_ext):
+    """Hands the one extension module to CMake."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        reason = missing_compiler()
+        if reason is not None:
+            print(MISSING.format(line="*" * 100, reason=reason), file=sys.stderr, flush=True)
+            self.extensions = []
+
+    def build_extension(self, ext: Extension) -> None:
+        # Imported here: these are needed to build, not to make an sdist or to read the metadata.
+        import cmake
+        import ninja
+        import pybind11
+
+        command = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        sanitize = flag("FASTRNN_SANITIZE")
+        build = Path(self.build_temp).resolve() / ("sanitize" if sanitize == "ON" else "release")
+        # --fresh: the cache of an earlier isolated build names tools that are gone.
+        configure = [
+            *(command, "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DFASTRNN_SANITIZE={sanitize}",
+            f"-DFASTRNN_WERROR={flag('FASTRNN_WERROR')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run([command, "--build", str(build)], check=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / target.name, target)
+
+
+setup(
+    ext_modules=[Extension("fastrnn._cpu", sources=[])],
+    cmdclass={"build_ext": BuildEngine},
+)
