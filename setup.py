@@ -1,7 +1,7 @@
 """Builds the C++ engine with CMake and Ninja; everything else about the package is in pyproject.toml.
 
 Environment variables: CXX (the compiler), CMAKE_ARGS (more arguments for CMake), FASTRNN_SANITIZE=1
-(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_WERROR=1 (warnings are errors).
+(AddressSanitizer and UndefinedBehaviorSanitizer).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,19 +22,20 @@ MISSING = """
 {line}
 fastrnn is being installed WITHOUT its C++ engine: {reason}.
 It will work, on torch.nn's own kernels, and be no faster than they are. To get the engine, install a
-C++17 compiler (Debian, Ubuntu: apt-get install g++) and install fastrnn again with
+C++17 compiler and Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), then fastrnn again:
     pip install --force-reinstall --no-deps --no-cache-dir <what you installed>
 {line}
 """
 
 
 def missing_compiler() -> str | None:
-    """Why there is no C++ compiler, or None if there is one."""
+    """What the machine lacks to compile C++ for Python, or None if nothing."""
     asked = shlex.split(os.environ.get("CXX", ""))
-    if asked:
-        return None if shutil.which(asked[0]) else f"CXX={asked[0]} does not exist"
-    names = ("c++", "g++", "clang++")  # what CMake looks for
-    return None if any(map(shutil.which, names)) else f"no C++ compiler ({', '.join(names)}) was found"
+    names = asked[:1] or ["c++", "g++", "clang++"]  # what CMake looks for
+    if not any(map(shutil.which, names)):
+        return f"no C++ compiler was found ({', '.join(names)})"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.exists() else f"Python's headers are not installed ({header})"
 
 
 def flag(name: str) -> str:
@@ -45,10 +47,14 @@ class BuildEngine(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        reason = missing_compiler()
-        if reason is not None:
-            print(MISSING.format(line="*" * 100, reason=reason), file=sys.stderr, flush=True)
+        self.missing = missing_compiler()
+        if self.missing is not None:
             self.extensions = []
+
+    def run(self) -> None:
+        if self.missing is not None:
+            print(MISSING.format(line="*" * 100, reason=self.missing), file=sys.stderr, flush=True)
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         # Imported here: these are needed to build, not to make an sdist or to read the metadata.
@@ -59,7 +65,9 @@ class BuildEngine(build_ext):
         command = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         sanitize = flag("FASTRNN_SANITIZE")
-        build = Path(self.build_temp).resolve() / ("sanitize" if sanitize == "ON" else "release")
+        kind = "sanitize" if sanitize == "ON" else "release"
+        # Not self.build_temp: an editable install gets a new one each time and would compile everything again.
+        build = ROOT / "build" / f"{kind}-{self.plat_name}-{sys.implementation.cache_tag}"
         # --fresh: the cache of an earlier isolated build names tools that are gone.
         configure = [
             *(command, "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
@@ -67,7 +75,6 @@ class BuildEngine(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFASTRNN_SANITIZE={sanitize}",
-            f"-DFASTRNN_WERROR={flag('FASTRNN_WERROR')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)

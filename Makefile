@@ -1,0 +1,68 @@
+# make demo, make test: each makes .venv and installs what it needs; a second call only runs.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ARGS ?=
+
+engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
+sources := $(shell find csrc -name '*.h' -o -name '*.cpp')
+pip := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test slow bench lint format sanitize wheel clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed
+	$(BIN)/fastrnn train lm $(ARGS)
+
+# The tests are small: one thread each, one process per core, four at most.
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 -m "not slow" $(ARGS)
+
+slow: .venv/.installed
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(sources),$(BIN)/clang-format --dry-run -Werror $(sources))
+
+format: .venv/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(sources),$(BIN)/clang-format -i $(sources))
+
+# The engine and its tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.
+SANITIZED_TESTS ?= tests
+sanitize: .venv/.installed
+	rm -rf build/sanitized
+	FASTRNN_SANITIZE=1 $(pip) --quiet --no-build-isolation --no-deps --target build/sanitized .
+	cp -r tests benchmarks pyproject.toml build/sanitized
+	cd build/sanitized && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  $(CURDIR)/$(BIN)/pytest -p no:cacheprovider -m "engine and not slow" $(SANITIZED_TESTS) $(ARGS)
+
+wheel: .venv/.lint
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info fastrnn/_cpu*.so .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/.tools: .venv/bin/python constraints.txt .ci/install-torch
+	bash .ci/install-torch $(BIN)/python
+	$(pip) 'setuptools>=77' cmake ninja pybind11
+	@touch $@
+
+.venv/.installed: .venv/.tools $(engine)
+	$(pip) --no-build-isolation -e '.[train,test]'
+	@touch $@
+
+.venv/.lint: .venv/.installed
+	$(pip) ruff mypy clang-format build
+	@touch $@
