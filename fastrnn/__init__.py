@@ -1,0 +1,34 @@
+"""fastrnn: recurrent layers in the place of torch.nn's, with the same numbers sooner."""
+
+from typing import Any
+
+from fastrnn import functional
+from fastrnn.backends import backend
+from fastrnn.cells_modules import GRUCell, LSTMCell, RNNCell
+from fastrnn.explain import explain
+from fastrnn.info import info
+from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.replace import replace
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "backend",
+    "explain",
+    "functional",
+    "info",
+    "replace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastrnn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

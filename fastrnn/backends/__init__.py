@@ -1,0 +1,79 @@
+"""The backends, and the choice among them.
+
+A backend that is asked for by name runs or raises with the reason. `auto` walks down a short list
+and takes the first that can run; `Choice.reason` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fastrnn.backends.base import Backend, Query
+from fastrnn.backends.cpu import Cpu
+from fastrnn.backends.native import Native
+from fastrnn.backends.reference import Reference
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Native(), Reference())}
+NAMES = ("auto", *BACKENDS)
+
+_requested: contextvars.ContextVar[str] = contextvars.ContextVar("fastrnn_backend", default="auto")
+
+
+class Choice(NamedTuple):
+    """A backend and why it was taken."""
+
+    backend: Backend
+    reason: str
+
+
+def check_name(name: str) -> str:
+    """`name` if it is a backend's; ValueError otherwise."""
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within this context, modules whose own `backend` is "auto" run on the backend `name`."""
+    token = _requested.set(check_name(name))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def choose(query: Query, requested: str = "auto") -> Choice:
+    """The backend for `query`: the one asked for, or the first of auto's list that can run it.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: the backend asked for by name cannot run the call.
+    """
+    return _choose(query, requested if requested != "auto" else _requested.get())
+
+
+@functools.lru_cache(maxsize=4096)
+def _choose(query: Query, name: str) -> Choice:
+    # Remembered, because one call of a small module takes no longer than this walk. `clear_choices` forgets.
+    if name != "auto":
+        why_not = BACKENDS[check_name(name)].unsupported(query)
+        if why_not is not None:
+            raise RuntimeError(f"backend {name!r} cannot run this call: {why_not}")
+        return Choice(BACKENDS[name], "asked for by name")
+    skipped = []
+    for candidate in BACKENDS.values():
+        why_not = candidate.unsupported(query)
+        if why_not is None:
+            return Choice(candidate, "; ".join([*skipped, f"{candidate.name}: runs it"]))
+        skipped.append(f"{candidate.name}: {why_not}")
+    raise AssertionError("unreachable: the reference runs everything")
+
+
+def clear_choices() -> None:
+    """Forget choices made: needed only when something that a backend's rules read has changed."""
+    _choose.cache_clear()

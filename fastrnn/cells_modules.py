@@ -1,0 +1,135 @@
+"""RNNCell, LSTMCell and GRUCell in the place of torch.nn's: one step of the same op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import validation as check
+from fastrnn.backends import check_name, choose
+from fastrnn.backends.base import Weights
+from fastrnn.cells import CELLS, Cell
+from fastrnn.layers import FORWARD, Problem, autocast, make_query, solve, zero_states
+
+
+class RecurrentCell(nn.RNNCellBase):
+    """What the three cells share."""
+
+    backend: str = "auto"
+    _gates = 0
+    _cell_name = ""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, self._gates, device=device, dtype=dtype)
+        self.backend = check_name(backend)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend!r}")
+
+    def _weights(self) -> Weights:
+        own = self._parameters
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        # A name that is not a parameter is an attribute: parametrized, pruned or weight-normed.
+        return Weights(*[own[name] if name in own else getattr(self, name) for name in names], None)  # type: ignore[misc]
+
+    def _cell(self) -> Cell:
+        return CELLS[self._cell_name]
+
+    def _prepare(self, input: Any, hx: Any, lengths: Any = None, resets: Any = None) -> Problem:
+        if lengths is not None or resets is not None:
+            raise TypeError("lengths, resets: a cell takes neither, it runs one step")
+        cell, w = self._cell(), self._weights()
+        check.check_rank(input, (1, 2), "(I,) or (B, I)")
+        if torch.is_autocast_enabled(input.device.type):
+            input, hx, (w,) = autocast(input, hx, [w])
+        batched = input.dim() == 2
+        x = input[None] if batched else input[None, None]  # (1, B, I)
+        check.check_input(x, w.w_ih, RuntimeError)
+        check.check_weights(cell, (w,), 1)
+        batch, hidden = x.shape[1], w.w_hh.shape[1]
+        if hx is None:
+            states = zero_states(cell, x, 1, batch, hidden, hidden)
+        else:
+            states = check.cell_hx(hx, cell.states)
+            check.check_states(states, x, (batch,) if batched else (), hidden, hidden)
+            states = tuple([a[None] if batched else a[None, None] for a in states])
+        return Problem(x, states, (w,), make_query(cell, x, states, (w,), 1, 1, batch))
+
+    def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
+        problem, cell = self._prepare(input, hx), self._cell()
+        engine = choose(problem.query, self.backend).backend
+        finals = solve(engine, cell, problem, FORWARD, 0.0)[1]
+        if input.dim() == 1:
+            return tuple([a[0, 0] for a in finals])
+        return tuple([a[0] for a in finals])
+
+
+class RNNCell(RecurrentCell):
+    """One step of the Elman network, as torch.nn.RNNCell: input (B, I) or (I,), hx (B, H) or (H,), to h'.
+
+    Args: those of torch.nn.RNNCell, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    __constants__ = nn.RNNCell.__constants__
+    _gates = 1
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
+        self.nonlinearity = nonlinearity
+
+    def _cell(self) -> Cell:
+        if self.nonlinearity not in ("tanh", "relu"):  # torch.nn, too, finds out here
+            raise RuntimeError(f"nonlinearity: expected 'tanh' or 'relu', got {self.nonlinearity!r}")
+        return CELLS[f"rnn_{self.nonlinearity}"]
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, hx)[0]
+
+
+class LSTMCell(RecurrentCell):
+    """One step of the LSTM, as torch.nn.LSTMCell: input (B, I) or (I,), hx (h, c) each (B, H) or (H,), to (h', c').
+
+    Args: those of torch.nn.LSTMCell, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    _gates = 4
+    _cell_name = "lstm"
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = self._step(input, hx)
+        return h, c
+
+
+class GRUCell(RecurrentCell):
+    """One step of the GRU, as torch.nn.GRUCell: input (B, I) or (I,), hx (B, H) or (H,), to h'.
+
+    Args: those of torch.nn.GRUCell, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    _gates = 3
+    _cell_name = "gru"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, hx)[0]

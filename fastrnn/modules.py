@@ -1,0 +1,274 @@
+"""RNN, LSTM and GRU in the place of torch.nn's: same arguments, attributes, parameters, state_dict and results.
+
+Beyond torch.nn, `forward` takes `lengths=` and `resets=` (see `fastrnn.functional.lstm`) and the constructor
+takes `backend=`. An empty batch or sequence gives an empty result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.backends import check_name
+from fastrnn.backends.base import Weights
+from fastrnn.cells import CELLS
+from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
+
+
+class Recurrent(nn.RNNBase):
+    """What the three modules share. The weights are read from the module's attributes at every call.
+
+    torch.nn keeps a list of them beside the attributes, which goes stale when they are replaced; here
+    `_flat_weights` is computed from the attributes, so that parametrize, weight_norm, prune,
+    functional_call and tied parameters work without further ado.
+    """
+
+    backend: str = "auto"
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            mode,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.backend = check_name(backend)
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name, None) for name in self.__dict__.get("_flat_weights_names", ())]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: Any) -> None:
+        """torch.nn assigns its list here; ours needs none."""
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs = []
+
+    def _update_flat_weights(self) -> None:
+        pass  # nothing is cached
+
+    def _weights_have_changed(self) -> bool:
+        return False
+
+    def flatten_parameters(self) -> None:
+        """For compatibility with torch.nn; does nothing."""
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend!r}")
+
+    def _weights(self) -> list[Weights]:
+        own, out = self._parameters, []
+        for names in self._all_weights:
+            # A name that is not a parameter is an attribute: parametrized, pruned or weight-normed.
+            tensors: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
+            if not self.bias:
+                tensors[2:2] = None, None
+            if not self.proj_size:
+                tensors.append(None)
+            out.append(Weights._make(tensors))
+        return out
+
+    def _run(self, input: Any, hx: Any, lengths: Any, resets: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        return run(
+            CELLS[self.mode.lower()],
+            input,
+            hx,
+            self._weights(),
+            BOTH if self.bidirectional else FORWARD,
+            self.batch_first,
+            self.dropout if self.training else 0.0,
+            lengths,
+            resets,
+            self.backend,
+        )
+
+    def _prepare(self, input: Any, hx: Any, lengths: Any, resets: Any) -> Problem:
+        reverse = BOTH if self.bidirectional else FORWARD
+        cell = CELLS[self.mode.lower()]
+        return prepare(cell, input, hx, self._weights(), reverse, self.batch_first, lengths, resets)
+
+
+def _refuse_proj_size(name: str, proj_size: int | None) -> None:
+    if proj_size is not None:
+        raise ValueError(f"proj_size: only LSTM takes it, not {name}")
+
+
+class RNN(Recurrent):
+    """Elman network, as torch.nn.RNN: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu.
+
+    Args: those of torch.nn.RNN, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        proj_size: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        _refuse_proj_size("RNN", proj_size)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """(output, h_n); shapes as in torch.nn.RNN, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
+        y, states = self._run(input, hx, lengths, resets)
+        return y, states[0]
+
+
+class LSTM(Recurrent):
+    """Long short-term memory, as torch.nn.LSTM, with `proj_size`.
+
+    Args: those of torch.nn.LSTM, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """(output, (h_n, c_n)); shapes as in torch.nn.LSTM, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
+        y, states = self._run(input, hx, lengths, resets)
+        return y, states  # type: ignore[return-value]
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit, as torch.nn.GRU.
+
+    Args: those of torch.nn.GRU, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        proj_size: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        _refuse_proj_size("GRU", proj_size)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """(output, h_n); shapes as in torch.nn.GRU, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
+        y, states = self._run(input, hx, lengths, resets)
+        return y, states[0]

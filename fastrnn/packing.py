@@ -1,0 +1,135 @@
+"""Batches of sequences of different lengths: the padded and the packed form, and rows between them.
+
+The packed form is that of PackedSequence: step t holds the rows of the `batch_sizes[t]` longest
+sequences, longest first. Everything here is index arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastrnn.backends.base import Backend, Call, Result
+
+
+class Packing(NamedTuple):
+    """How the rows of a padded (T, B) batch lie in its packed form."""
+
+    steps: int  # T of the padded form
+    order: Tensor  # (B,): batch row that stands at each packed position, longest first
+    lengths: Tensor  # (B,): in the packed order, on the CPU
+    batch_sizes: Tensor  # (longest,) int64, on the CPU
+    index: Tensor  # (N,): row of the flattened padded batch, per packed row
+
+    @staticmethod
+    def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Packing:
+        """From lengths (B,), on the CPU, in any order, zeros allowed."""
+        ordered, order = torch.sort(lengths.long(), descending=True, stable=True)
+        return Packing._build(ordered, order, steps, device)
+
+    @staticmethod
+    def of_batch_sizes(batch_sizes: Tensor, batch: int, device: torch.device) -> Packing:
+        """From the batch_sizes of a PackedSequence of `batch` rows; the rows keep their order."""
+        order = torch.arange(batch)
+        return Packing._build((batch_sizes[:, None] > order).sum(0), order, batch_sizes.numel(), device)
+
+    @staticmethod
+    def _build(ordered: Tensor, order: Tensor, steps: int, device: torch.device) -> Packing:
+        batch = order.numel()
+        longest = int(ordered[0]) if batch else 0
+        time = torch.arange(longest)[:, None]
+        live = time < ordered
+        index = (time * batch + order)[live]
+        return Packing(steps, order.to(device), ordered, live.sum(1), index.to(device))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(T, B, ...) to (N, ...)."""
+        rows: Tensor = _Pack.apply(padded, self)
+        return rows
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """(N, ...) to (T, B, ...), zero where there is no token."""
+        padded: Tensor = _Unpack.apply(rows, self)
+        return padded
+
+    def sort(self, states: Tensor) -> Tensor:
+        """(S, B, H) from the batch's order to the packed one."""
+        return states.index_select(1, self.order)
+
+    def unsort(self, states: Tensor) -> Tensor:
+        """(S, B, H) from the packed order to the batch's."""
+        return states.index_select(1, torch.argsort(self.order))
+
+
+class _Pack(torch.autograd.Function):
+    """The derivative of a gather by distinct rows is a plain copy back; autograd's own would add row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return padded.flatten(0, 1).index_select(0, packing.index)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:
+        return _Unpack.apply(d, ctx.packing), None
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        steps, batch = packing.steps, packing.order.numel()
+        padded = rows.new_zeros(steps * batch, *rows.shape[1:])
+        return padded.index_copy_(0, packing.index, rows).unflatten(0, (steps, batch))
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:
+        return _Pack.apply(d, ctx.packing), None
+
+
+def previous_rows(call: Call, reverse: bool) -> Tensor:
+    """For each row, where the h that entered its step is found.
+
+    Entries below N are rows of y, N + b is the initial state of batch row b, and N + B is the
+    cleared state that follows a reset.
+    """
+    batch = call.states[0].shape[1]
+    if call.batch_sizes is None:
+        steps = call.x.shape[0]
+        sizes = torch.full((steps,), batch)
+    else:
+        sizes = call.batch_sizes
+        steps = sizes.numel()
+    starts = torch.cumsum(sizes, 0) - sizes
+    time = torch.repeat_interleave(torch.arange(steps), sizes)
+    total = time.numel()
+    position = torch.arange(total) - starts[time]
+    other = time + 1 if reverse else time - 1
+    exists = (other >= 0) & (other < steps)
+    inside = other.clamp(0, max(steps - 1, 0))
+    exists &= position < sizes[inside]
+    device = call.x.device
+    if call.lengths is not None and reverse:
+        exists = exists.to(device) & (other.to(device) < call.lengths.long()[position.to(device)])
+    rows = torch.where(exists.to(device), (starts[inside] + position).to(device), (total + position).to(device))
+    if call.resets is not None:
+        cut = call.resets.reshape(-1)
+        cut = cut[rows.clamp(max=total - 1)] & (rows < total) if reverse else cut
+        rows = torch.where(cut, total + batch, rows)
+    return rows
+
+
+def pad_call(call: Call, backend: Backend) -> Result:
+    """Run a packed call on a backend that takes the padded form."""
+    assert call.batch_sizes is not None
+    device = call.x.device
+    packing = Packing.of_batch_sizes(call.batch_sizes, call.states[0].shape[1], device)
+    resets = None if call.resets is None else packing.unpack(call.resets)
+    padded = call._replace(
+        x=packing.unpack(call.x), lengths=packing.lengths.to(device), batch_sizes=None, resets=resets
+    )
+    result = backend.forward(padded, save=False)
+    return result._replace(y=packing.pack(result.y))

@@ -1,0 +1,180 @@
+"""Checks of what a user hands in, with messages that name the argument, what was expected and what came.
+
+Exception types are those of torch.nn for the same mistake (it mixes ValueError and RuntimeError).
+Arguments that torch.nn does not have raise TypeError for a wrong type and ValueError for a wrong
+shape or value. Checks compare first and build their message on failure only: they run at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends.base import Weights
+from fastrnn.cells import Cell
+
+STATE_NAMES = ("hx", "cx")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def check_rank(input: Tensor, ranks: tuple[int, int], layout: str) -> None:
+    """ValueError unless `input` has one of two ranks (unbatched, batched)."""
+    if not isinstance(input, Tensor):
+        raise AttributeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+    if input.dim() not in ranks:
+        raise ValueError(f"input: expected {ranks[0]} or {ranks[1]} dimensions {layout}, got shape {shape(input)}")
+
+
+def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueError) -> None:
+    """Feature size, dtype and device of `x` against the first layer's weight."""
+    if x.dtype != w_ih.dtype:
+        raise wrong_dtype(f"input: expected the weights' dtype {w_ih.dtype}, got {x.dtype}; convert one with .to()")
+    if x.shape[-1] != w_ih.shape[-1]:
+        raise RuntimeError(f"input: expected {w_ih.shape[-1]} features in its last dimension, got {x.shape[-1]}")
+    if x.device != w_ih.device:
+        raise RuntimeError(f"input: expected the weights' device {w_ih.device}, got {x.device}")
+
+
+def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> None:
+    """Shapes, dtypes and devices of all weights against one another."""
+    first = weights[0]
+    rows, out = first.w_hh.shape
+    dtype, device, features = first.w_ih.dtype, first.w_ih.device, first.w_ih.shape[1]
+    has_bias, projects = first.b_ih is not None, first.w_hr is not None
+    ok = rows % cell.gates == 0 and (projects or rows == out * cell.gates)
+    for k, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
+        if k == streams:
+            features = streams * out
+        ok = ok and w_ih.shape == (rows, features) and w_hh.shape == (rows, out)
+        ok = ok and w_ih.dtype == dtype == w_hh.dtype and w_ih.device == device == w_hh.device
+        for b in (b_ih, b_hh):
+            if b is None:
+                ok = ok and not has_bias
+            else:
+                ok = ok and has_bias and b.shape == (rows,) and b.dtype == dtype and b.device == device
+        if w_hr is None:
+            ok = ok and not projects
+        else:
+            ok = ok and projects and w_hr.shape == (out, rows // cell.gates) and w_hr.dtype == dtype
+            ok = ok and w_hr.device == device
+        if not ok:
+            _refuse_weights(cell, k, weights[k], first, features, streams)
+
+
+def _refuse_weights(cell: Cell, k: int, w: Weights, first: Weights, features: int, streams: int) -> None:
+    rows, out = first.w_hh.shape
+    hidden = rows // cell.gates
+    if first.w_hr is None and rows != out * cell.gates:
+        raise RuntimeError(f"weights: w_hh of a {cell.name} has shape ({cell.gates}*H, H), got {shape(first.w_hh)}")
+    expected = {
+        "w_ih": (rows, features),
+        "w_hh": (rows, out),
+        "b_ih": None if first.b_ih is None else (rows,),
+        "b_hh": None if first.b_ih is None else (rows,),
+        "w_hr": None if first.w_hr is None else (out, hidden),
+    }
+    where = f"layer {k // streams}, direction {k % streams}"
+    for name, want in expected.items():
+        tensor = getattr(w, name)
+        got = None if tensor is None else tuple(tensor.shape)
+        if got != want:
+            raise RuntimeError(f"weights: {name} of {where}: expected shape {want}, got {got}")
+        if tensor is not None and (tensor.dtype != first.w_ih.dtype or tensor.device != first.w_ih.device):
+            raise RuntimeError(
+                f"weights: {name} of {where}: expected {first.w_ih.dtype} on {first.w_ih.device}, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    raise RuntimeError(f"weights: {where} does not fit a {cell.name}")
+
+
+def hx_tuple(hx: Any, count: int, rank: int) -> tuple[Tensor, ...]:
+    """hx as a tuple of `count` tensors of `rank` dimensions."""
+    if count == 1:
+        if not isinstance(hx, Tensor):
+            raise AttributeError(f"hx: expected a Tensor, got {type(hx).__name__}")
+        states: tuple[Tensor, ...] = (hx,)
+    else:
+        if isinstance(hx, Tensor) or len(hx) != count:
+            got = f"a Tensor of shape {shape(hx)}" if isinstance(hx, Tensor) else f"{len(hx)} values"
+            raise RuntimeError(f"hx: expected a tuple (h_0, c_0) of Tensors, got {got}")
+        states = tuple(hx)
+    for name, state in zip(STATE_NAMES, states, strict=False):
+        if state.dim() != rank:
+            raise RuntimeError(f"{name}: expected {rank} dimensions to go with this input, got shape {shape(state)}")
+    return states
+
+
+def cell_hx(hx: Any, count: int) -> tuple[Tensor, ...]:
+    """hx of a cell as a tuple of `count` tensors of one or two dimensions."""
+    if count == 1 and not isinstance(hx, Tensor):
+        raise AttributeError(f"hx: expected a Tensor, got {type(hx).__name__}")
+    states = (hx,) if count == 1 else tuple(hx)
+    for k, state in enumerate(states):
+        if state.dim() not in (1, 2):
+            name = STATE_NAMES[k] if k < count else f"hx[{k}]"
+            raise ValueError(f"{name}: expected 1 or 2 dimensions, got shape {shape(state)}")
+    if len(states) != count or isinstance(hx, Tensor) and count > 1:
+        got = f"a Tensor of shape {shape(hx)}" if isinstance(hx, Tensor) else f"{len(states)} values"
+        raise RuntimeError(f"hx: expected a tuple (h, c) of Tensors, got {got}")
+    return states
+
+
+def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...], hidden: int, out: int) -> None:
+    """Each state's shape, `lead` and then P (h) or H (the others), and its dtype and device against the input's."""
+    for k, state in enumerate(states):
+        size = out if k == 0 else hidden
+        if state.shape != (*lead, size):
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected shape {(*lead, size)}, got {shape(state)}")
+        if state.dtype != like.dtype:
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's dtype {like.dtype}, got {state.dtype}")
+        if state.device != like.device:
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's device {like.device}, got {state.device}")
+
+
+def as_lengths(lengths: Any, batch: int, batched: bool) -> Tensor:
+    """`lengths` as an integer tensor (B,)."""
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, dtype=torch.int64) if _all_ints(lengths) else torch.as_tensor(lengths)
+    if lengths.dtype not in _INTEGERS:
+        raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.reshape(1)
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths: expected shape {(batch,)}, one per batch row, got {shape(lengths)}")
+    return lengths
+
+
+def _all_ints(values: Any) -> bool:
+    if isinstance(values, int):
+        return not isinstance(values, bool)
+    return isinstance(values, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+
+
+def check_length_range(lengths: Tensor, steps: int) -> None:
+    """ValueError unless 0 <= lengths <= steps; on an accelerator an assertion there, as the host does not wait."""
+    if lengths.device.type != "cpu":
+        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all())
+        return
+    if not lengths.numel():
+        return
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 0 or high > steps:
+        raise ValueError(f"lengths: expected values from 0 to {steps}, got values from {low} to {high}")
+
+
+def check_resets(resets: Any, expected: tuple[int, ...], device: torch.device) -> None:
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets: expected a bool Tensor, got {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
+    if tuple(resets.shape) != expected:
+        raise ValueError(f"resets: expected shape {expected}, got {shape(resets)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets: expected the input's device {device}, got {resets.device}")
