@@ -1,0 +1,124 @@
+"""Where and with what a run was made, and the file that keeps it."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent
+_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+)
+_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "FASTRNN_ISA")
+
+
+def describe(library: Any) -> dict[str, Any]:
+    """The environment record. `library` is fastrnn, or torch.nn in a run against itself."""
+    model, flags = _processor()
+    return {
+        "kind": "environment",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks.cpu", *sys.argv[1:]]),
+        "cpu": model,
+        "flags": [f for f in _FLAGS if f in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "subject": library.__name__,
+        "fastrnn": getattr(library, "__version__", None),
+        "info": library.info() if hasattr(library, "info") else None,
+        "commit": _commit(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def slug(environment: dict[str, Any]) -> str:
+    """The name of the hardware, as a folder: model, widest vectors, cores."""
+    flags = environment["flags"]
+    isa = next(
+        (name for flag, name in (("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "neon")) if flag in flags), ""
+    )
+    words = re.sub(r"\((r|tm)\)", " ", environment["cpu"].lower())
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", words).strip("-"), isa, f"{environment['cores']}-cores")))
+
+
+def _processor() -> tuple[str, set[str]]:
+    """The model's name and the feature flags, as Linux lists them."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    fields = dict(re.findall(r"^([^\t:]+)\s*:[ \t]*(.*)$", text, re.MULTILINE))
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return fields.get("model name") or platform.processor() or platform.machine(), set(flags.split())
+
+
+def _commit() -> str | None:
+    """The commit of the tree, with "+" when tracked files differ from it; None outside a repository."""
+    try:
+        return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def keep_freed_memory() -> bool:
+    """Tell the GNU C library never to give freed memory back; whether it could be told.
+
+    By its own rules a large block that lies at the end of the heap is unmapped when it is freed, and
+    mapped and cleared again at the next call, while the same block elsewhere is reused: torch.nn.LSTM
+    with T = B = 1 and H = 512 takes three times as long in one place as in the other.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_max = -1, -4
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+class Store:
+    """The records of a run, in memory and, with a path, as JSON lines that are whole at any time."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self.path is not None:
+            write(self.path, "".join(json.dumps(r, default=str) + "\n" for r in self.records))
+
+
+def write(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,164 @@
+"""Tables from the records of a run: `python -m benchmarks.report results/<hardware>/<run>.jsonl`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import read
+from benchmarks.measure import geomean
+from benchmarks.shapes import CASES, CELLS, MODES
+from benchmarks.targets import NOISE, TARGETS, Verdict, judge, measurements
+
+Record = dict[str, Any]
+NOISY = 1.5  # p80 / p20 of the ratio from which a line is marked
+MEMORY_RESOLUTION = 1 << 20  # bytes: below this, a difference of two peaks is allocator and page noise
+_LISTED = {case.name for case in CASES if case.listed}
+
+TIMES_HEADER = (
+    f"{'cell':5}{'mode':10}{'case':26}{'thr':>3}  {'torch.nn':>10}{'p20..p80':>18}  {'subject':>10}{'p20..p80':>18}"
+    f"  {'ratio':>6}{'p20..p80':>14}{'n':>6}  {'GF/s':>6}{'of gemm':>8}"
+)
+
+
+def seconds(t: float) -> str:
+    """Three digits in the unit that fits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if t >= size:
+            return f"{t / size:.3g} {unit}"
+    return f"{t * 1e6:.3g} us"
+
+
+def time_line(r: Record) -> str:
+    """One measurement as a line of the table of times. `~`: the ratio varied much; `<`: torch.nn is faster."""
+    a, b, ratio = r["baseline"], r["subject"], r["ratio"]
+    spans = [f"{seconds(s['p20'])}..{seconds(s['p80'])}".replace(" ", "") for s in (a, b)]
+    span = f"{ratio['p20']:.2f}..{ratio['p80']:.2f}"
+    line = (
+        f"{r['cell']:5}{r['mode']:10}{r['case']:26}{r['threads']:>3}  {seconds(a['p50']):>10}{spans[0]:>18}"
+        f"  {seconds(b['p50']):>10}{spans[1]:>18}  {ratio['p50']:>6.2f}{span:>14}{r['rounds']:>6}"
+    )
+    if r["gemm"]:
+        rate = r["flops"] / b["p50"]
+        line += f"  {rate / 1e9:>6.1f}{rate / r['gemm']:>8.0%}"
+    marks = ("~" if ratio["p80"] / ratio["p20"] >= NOISY else "") + ("<" if ratio["p50"] < NOISE else "")
+    return f"{line} {marks}".rstrip()
+
+
+def header(environment: Record) -> str:
+    """The hardware, the versions and the command, in a few lines."""
+    e = environment
+    lines = [
+        f"{e['cpu']}, {e['cores']} cores, {' '.join(e['flags'])}; load {e['load']:.2f}; malloc: {e['malloc']}",
+        f"torch {e['torch']}, {e['subject']} {e['fastrnn'] or ''}, commit {e['commit']}, Python {e['python']}",
+        f"{e['date']} $ {e['command']}",
+    ]
+    if e["info"]:
+        lines.append(f"info: {e['info']}")
+    if e["variables"]:
+        lines.append(f"variables: {e['variables']}")
+    return "\n".join(lines)
+
+
+def target_table(records: list[Record]) -> str:
+    """Each target with what was reached, per thread count."""
+    rows = [f"{'target, torch.nn / subject':58}{'thr':>3}{'at least':>10}{'reached':>9}  verdict"]
+    for target in TARGETS:
+        rows += [_verdict_line(judge(target, records, n)) for n in _threads(records)]
+    return "\n".join([*rows, *_memory_verdict(records)])
+
+
+def _verdict_line(v: Verdict) -> str:
+    value = "-" if v.value is None else f"{v.value:.2f}"
+    where = f"  (least: {v.where})" if v.where else ""
+    return f"{v.target.text:58}{v.threads:>3}{v.target.at_least:>10.2f}{value:>9}  {v.status}{where}"
+
+
+def _memory_verdict(records: list[Record]) -> list[str]:
+    found = [(memory_ratio(r), f"{r['case']} {r['cell']}") for r in records if r["kind"] == "memory"]
+    text = "peak memory of training, subject / torch.nn, each"
+    if not found:
+        return [f"{text:58}{'':3}{'<= 1.00':>10}{'-':>9}  not measured"]
+    value, where = max(found)
+    status = "met" if value <= 1.0 else "MISSED"
+    return [f"{text:58}{'':3}{'<= 1.00':>10}{value:>9.2f}  {status}  (most: {where})"]
+
+
+def memory_ratio(r: Record) -> float:
+    """Subject over torch.nn; 1 when they differ by less than can be told apart."""
+    if abs(r["subject"] - r["baseline"]) < MEMORY_RESOLUTION:
+        return 1.0
+    return float(r["subject"] / max(r["baseline"], 1))
+
+
+def mean_table(records: list[Record]) -> str:
+    """Geometric means of the ratio over the listed shapes, by cell and mode."""
+    rows = [f"{'geometric means, listed shapes':32}" + "".join(f"{m:>12}" for m in (*MODES, "both"))]
+    for n in _threads(records):
+        some = [r for r in measurements(records, n) if r["case"] in _LISTED]
+        for cells in (*((c,) for c in CELLS), CELLS):
+            name = cells[0] if len(cells) == 1 else "all cells"
+            values = [
+                [r["ratio"]["p50"] for r in some if r["cell"] in cells and r["mode"] in modes]
+                for modes in (*((m,) for m in MODES), MODES)
+            ]
+            means = "".join(f"{geomean(v):>12.2f}" if v else f"{'-':>12}" for v in values)
+            rows.append(f"{name + f', {n} threads':32}{means}")
+    return "\n".join(rows)
+
+
+def memory_table(records: list[Record]) -> str:
+    """Peak memory of training per case: what two iterations add to a process that holds the module."""
+    columns = f"{'torch.nn':>12}{'subject':>12}{'ratio':>8}   (subject / torch.nn; = : within 1 MiB)"
+    rows = [f"{'peak memory of training':34}{columns}"]
+    for r in (r for r in records if r["kind"] == "memory"):
+        same = "=" if abs(r["subject"] - r["baseline"]) < MEMORY_RESOLUTION else ""
+        sizes = "".join(f"{r[side] / 2**20:>8.1f} MiB" for side in ("baseline", "subject"))
+        rows.append(f"{r['cell']:6}{r['case']:28}{sizes}{memory_ratio(r):>8.2f} {same}".rstrip())
+    return "\n".join(rows)
+
+
+def losing_list(records: list[Record]) -> str:
+    """Every measurement in which torch.nn was faster, and everything that failed."""
+    losing = [r for r in measurements(records) if r["ratio"]["p50"] < NOISE]
+    losing.sort(key=lambda r: float(r["ratio"]["p50"]))
+    rows = [f"torch.nn is faster (ratio < {NOISE}) in {len(losing)} of {len(measurements(records))} measurements"]
+    rows += [f"  {r['ratio']['p50']:.2f}  {r['cell']} {r['case']} {r['mode']}, {r['threads']} threads" for r in losing]
+    failed = [r for r in records if r["kind"] == "failure"]
+    rows += [f"not measured, {len(failed)} failed:" for _ in failed[:1]]
+    rows += [f"  {failure_line(r)}" for r in failed]
+    return "\n".join(rows)
+
+
+def failure_line(r: Record) -> str:
+    return f"FAILED {r['what']} {r['cell']} {r['case']} {r['mode']}, {r['threads']} threads: {r['message']}"
+
+
+def summarise(records: list[Record]) -> str:
+    """What follows the table of times."""
+    parts = [mean_table(records), losing_list(records), target_table(records)]
+    if any(r["kind"] == "memory" for r in records):
+        parts.insert(0, memory_table(records))
+    return "\n\n".join(parts)
+
+
+def full(records: list[Record]) -> str:
+    """The whole report."""
+    environments = [header(r) for r in records if r["kind"] == "environment"]
+    times = [TIMES_HEADER, *(time_line(r) for r in measurements(records))]
+    return "\n\n".join([*environments, "\n".join(times), summarise(records)]) + "\n"
+
+
+def _threads(records: list[Record]) -> list[int]:
+    return sorted({r["threads"] for r in measurements(records)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="JSON lines; several runs are read as one")
+    print(full([r for path in parser.parse_args().runs for r in read(path)]), end="")
+
+
+if __name__ == "__main__":
+    main()
