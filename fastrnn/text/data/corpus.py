@@ -1,0 +1,118 @@
+"""Reading text: a file, a folder, or the English text that every CPython carries; and its split for training."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import re
+from pathlib import Path
+from typing import Optional
+
+from ..errors import UserError
+
+SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+
+
+@dataclasses.dataclass
+class Corpus:
+    """Text by split. `test` is None where the data has no test file."""
+
+    name: str
+    train: str
+    valid: str
+    test: Optional[str] = None
+
+
+def load_corpus(data: Optional[str], valid_share: float = 0.1) -> Corpus:
+    """The corpus at `data`: a text file or folder (`.gz` too), or None for Python's own language reference.
+
+    Files of a folder named *train*, *valid* and *test* are its splits; where no file is named so, all files are read
+    in the order of their names. Without a validation file, the last `valid_share` of the text, from a line's start
+    on, is validation. Raises UserError for missing, empty, unreadable or non-UTF-8 input.
+    """
+    if data is None:
+        return Corpus("Python's language reference (pydoc_data.topics)", *cut(builtin_text(), valid_share))
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{data}: no such file or folder")
+    texts = read_folder(path) if path.is_dir() else {"train": read_text(path)}
+    for split, text in texts.items():
+        if not text.strip():
+            raise UserError(f"{data}: the {split} text is empty")
+    if "train" not in texts:
+        raise UserError(f"{data}: there is a file named *{sorted(texts)[0]}* but none named *train*")
+    if "valid" not in texts:
+        texts["train"], texts["valid"] = cut(texts["train"], valid_share)
+    return Corpus(data, texts["train"], texts["valid"], texts.get("test"))
+
+
+def load_text(data: str, split: Optional[str] = None) -> str:
+    """The text to evaluate on: a file as it is; of a folder the named split, else its test, valid or only text.
+
+    Raises UserError as `load_corpus` does, and for a split that the folder lacks.
+    """
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{data}: no such file or folder")
+    if path.is_dir():
+        texts = read_folder(path)
+        names = [split] if split else ["test", "valid", "train"]
+        found = [texts[name] for name in names if name in texts]
+        if not found:
+            raise UserError(f"{data}: no file named *{split}*; there are: {', '.join(sorted(texts))}")
+        text = found[0]
+    elif split:
+        raise UserError(f"--split {split} needs a folder, and {data} is a file")
+    else:
+        text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{data}: the text is empty")
+    return text
+
+
+def builtin_text() -> str:
+    """The text of Python's help topics, about 460 kB of English about Python."""
+    from pydoc_data import topics
+
+    return "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics)) + "\n"
+
+
+def cut(text: str, share: float) -> tuple[str, str]:
+    """`text` without its last `share`, and that share, cut after a line where there are lines."""
+    at = int(len(text) * (1 - share))
+    line_end = text.find("\n", at, len(text) - 1)
+    at = at if line_end < 0 else line_end + 1
+    return text[:at], text[at:]
+
+
+def split_of(path: Path) -> Optional[str]:
+    """The split that a file's name tells: ptb.valid.txt -> valid, val.de.gz -> valid, notes.txt -> None."""
+    words = re.findall(r"[a-z]+", path.name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def read_folder(folder: Path) -> dict[str, str]:
+    """The text of a folder's files by split; everything is `train` where no name tells a split."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
+    if not files:
+        raise UserError(f"{folder}: the folder holds no file")
+    named = [p for p in files if split_of(p)]
+    parts: dict[str, list[str]] = {}
+    for path in named or files:
+        parts.setdefault(split_of(path) or "train", []).append(read_text(path))
+    return {split: "\n".join(texts) for split, texts in parts.items()}
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, newlines as \\n, without a byte-order mark."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start} (line {line}): convert it with iconv -t UTF-8"
+        ) from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,118 @@
+"""Text to token ids and back, at character, word or BPE level, over Hugging Face `tokenizers`.
+
+A `Vocabulary` is one `tokenizers.Tokenizer`, saved as its JSON text, so a checkpoint holds it whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Optional
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from ..errors import UserError
+
+UNKNOWN, END = "<unk>", "<eos>"
+DEFAULT_SIZE = {"char": None, "word": 10_000, "bpe": 4_000}
+CHUNK = 1 << 14  # characters per piece given to the tokenizer: bounds its memory, which is ~100 bytes a character
+
+
+class Vocabulary:
+    """Tokens of one level. `len(v)` counts them; ids are 0 .. len(v) - 1.
+
+    - char: every character is a token.
+    - word: what stands between blanks is a token, a line's end is `<eos>` (the Penn Treebank convention).
+    - bpe: pieces of UTF-8 bytes; every text can be encoded.
+    At the levels char and word, what the training text lacks becomes `<unk>`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, level: str) -> None:
+        self.tokenizer = tokenizer
+        self.level = level
+        self.unknown: Optional[int] = tokenizer.token_to_id(UNKNOWN)
+
+    @classmethod
+    def build(cls, text: str, level: str, size: Optional[int] = None) -> Vocabulary:
+        """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet."""
+        size = size or DEFAULT_SIZE[level]
+        if level == "bpe":
+            return cls(train_bpe(text, size or 0), level)
+        if level not in DEFAULT_SIZE:
+            raise UserError(f"--level must be one of {', '.join(DEFAULT_SIZE)}, got {level}")
+        counts = Counter(text) if level == "char" else count_words(text)
+        reserved = [UNKNOWN] if level == "char" else [UNKNOWN, END]
+        ranked = sorted((token for token in counts if token not in reserved), key=lambda t: (-counts[t], t))
+        kept = reserved + ranked[: None if size is None else max(size - len(reserved), 0)]
+        tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(kept)}, unk_token=UNKNOWN))
+        if level == "char":
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            tokenizer.decoder = decoders.Fuse()
+        else:
+            tokenizer.normalizer = normalizers.Replace("\n", f" {END} ")
+            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return cls(tokenizer, level)
+
+    @classmethod
+    def from_state(cls, state: dict[str, str]) -> Vocabulary:
+        return cls(Tokenizer.from_str(state["json"]), state["level"])
+
+    def state(self) -> dict[str, str]:
+        """What `from_state` rebuilds this vocabulary from; plain strings."""
+        return {"level": self.level, "json": self.tokenizer.to_str()}
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> torch.Tensor:
+        """The ids of `text`, (N,) int64."""
+        pieces = list(self._pieces(text))
+        ids: list[int] = []
+        for start in range(0, len(pieces), 64):
+            for encoding in self.tokenizer.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False):
+                ids.extend(encoding.ids)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def decode(self, ids: torch.Tensor | list[int]) -> str:
+        """The text of `ids`; words stand apart by one blank, `<eos>` ends a line."""
+        text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        if self.level == "word":
+            text = text.replace(f" {END} ", "\n").replace(f" {END}", "\n").replace(f"{END} ", "\n").replace(END, "\n")
+        return text
+
+    def start(self) -> int:
+        """The id from which a text without a prompt begins: a line's end, where there is one."""
+        ids = self.encode("\n").tolist()
+        return ids[-1] if ids and ids[-1] != self.unknown else len(self) - 1
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Cuts `text` at the ends of lines (anywhere for characters, which do not join) into pieces of about CHUNK."""
+        at = 0
+        while at < len(text):
+            end = at + CHUNK
+            if self.level != "char" and end < len(text):
+                line_end = text.find("\n", end)
+                end = len(text) if line_end < 0 else line_end + 1
+            yield text[at:end]
+            at = end
+
+
+def count_words(text: str) -> Counter[str]:
+    counts = Counter(text.split())
+    counts[END] += text.count("\n")
+    return counts
+
+
+def train_bpe(text: str, size: int) -> Tokenizer:
+    """Byte-level BPE (as in GPT-2): the 256 bytes and the `size` - 256 most useful merges."""
+    if size < 257:
+        raise UserError(f"--vocab-size must be at least 257 at level bpe (256 bytes and one merge), got {size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return tokenizer

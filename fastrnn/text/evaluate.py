@@ -1,0 +1,55 @@
+"""Scores of a language model: loss, perplexity, bits per character; and the unigram model to hold beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data.stream import IGNORE, BpttLoader
+from .models.lm import LanguageModel
+
+
+@dataclasses.dataclass
+class Score:
+    """`loss` in nats per token, over `tokens` predicted tokens; `bits_per_char` spreads it over the text's characters."""
+
+    loss: float
+    tokens: int
+    bits_per_char: float
+
+    @property
+    def ppl(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def describe(self, level: str) -> str:
+        bits = "" if level == "word" else f", {self.bits_per_char:.3f} bits per character"
+        return f"perplexity {self.ppl:.2f} ({self.loss:.4f} nats per token{bits}) over {self.tokens:,} tokens"
+
+
+@torch.inference_mode()
+def evaluate_stream(model: LanguageModel, ids: Tensor, batch_size: int, bptt: int, chars: int) -> Score:
+    """The score of `model` on the stream `ids` (N,), cut into `batch_size` columns, the state carried along each.
+
+    Every token but the first is predicted once; a column starts from a zero state, so few columns score a little
+    better. `chars` is the length of the text. Raises UserError if it is too short.
+    """
+    training = model.training
+    model.eval()
+    state, total, count = None, 0.0, 0
+    for tokens, targets in BpttLoader(ids, batch_size, bptt, pad=True):
+        logits, state = model(tokens, state)
+        total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+        count += int((targets != IGNORE).sum())
+    model.train(training)
+    return Score(total / count, count, total / math.log(2) / max(chars, 1))
+
+
+def unigram_perplexity(train: Tensor, valid: Tensor, vocab_size: int) -> float:
+    """The perplexity on `valid` of the model that knows only how often each token occurs in `train` (plus one)."""
+    counts = torch.bincount(train, minlength=vocab_size).double() + 1
+    log_probabilities = (counts / counts.sum()).log()
+    return math.exp(-log_probabilities[valid[1:]].mean().item())

@@ -1,0 +1,1 @@
+"""One file per task: what its batches, steps and figures are."""
