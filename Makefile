@@ -6,7 +6,7 @@ ARGS ?=
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 sources := $(shell find csrc -name '*.h' -o -name '*.cpp')
-pip := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt
+pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test slow bench lint format sanitize wheel clean
 .DELETE_ON_ERROR:
@@ -39,7 +39,7 @@ format: .venv/.lint
 SANITIZED_TESTS ?= tests
 sanitize: .venv/.installed
 	rm -rf build/sanitized
-	FASTRNN_SANITIZE=1 $(pip) --quiet --no-build-isolation --no-deps --target build/sanitized .
+	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .
 	cp -r tests benchmarks pyproject.toml build/sanitized
 	cd build/sanitized && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
@@ -55,11 +55,13 @@ clean:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
 
 .venv/.tools: .venv/bin/python constraints.txt .ci/install-torch
+	@echo 'installing torch and the build tools into .venv'
 	bash .ci/install-torch $(BIN)/python
 	$(pip) 'setuptools>=77' cmake ninja pybind11
 	@touch $@
 
 .venv/.installed: .venv/.tools $(engine)
+	@echo 'building and installing fastrnn'
 	$(pip) --no-build-isolation -e '.[train,test]'
 	@touch $@
 

@@ -1,0 +1,178 @@
+"""The package as a user gets it: sdist, wheel, install without torch, without a compiler, with everything."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", ".ci")
+GENERATED = {".pyc", ".so"}
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    """`command` in `cwd`, with its output shown when it fails and `check` is set."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FASTRNN_SANITIZE", "FASTRNN_ISA")}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=clean | env, capture_output=True, text=True)
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def source_files(*folders: str) -> set[str]:
+    """The files of the source tree under `folders`, less what tools leave there."""
+    files = (f for folder in folders for f in (ROOT / folder).rglob("*") if f.is_file())
+    return {f.relative_to(ROOT).as_posix() for f in files if f.suffix not in GENERATED and "cache" not in str(f.parent)}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    hook = f"from setuptools.build_meta import build_sdist; print(build_sdist({str(out)!r}))"
+    run(sys.executable, "-c", hook, cwd=ROOT)
+    return next(out.glob("fastrnn-*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with pip and nothing else."""
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    assert run(python, "-c", "import torch", cwd=home, check=False).returncode != 0, "torch must be absent here"
+    return python
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, in isolation, in an environment without torch."""
+    out = tmp_path_factory.mktemp("wheel")
+    run(bare_python, "-m", "pip", "wheel", "--no-deps", "-w", out, sdist, cwd=out)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def engine_file(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(out)
+    (found,) = (out / "fastrnn").glob("_cpu.*.so")
+    return found
+
+
+def test_sdist_contains_every_source(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    top = {"setup.py", "pyproject.toml", "CMakeLists.txt", "Makefile", "constraints.txt", "LICENSE", "README.md"}
+    missing = (source_files(*FOLDERS) | top) - names
+    assert not missing, f"not in the sdist: {sorted(missing)}"
+    assert not [n for n in names if Path(n).suffix in GENERATED]
+
+
+def test_wheel_contains_the_package_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {n for n in names if ".dist-info/" not in n}
+    engines = {n for n in package if n.endswith(".so")}
+    assert len(engines) == 1
+    assert package - engines == source_files("fastrnn")
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    requires = re.findall(r"^Requires-Dist: ([^;\n]*)$", metadata, re.M)
+    assert sorted(requires) == ["numpy", "torch>=2.8"]
+    assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {"train", "test", "plot", "dev"}
+
+
+def test_engine_loads_without_torch(engine_file: Path, bare_python: Path, tmp_path: Path) -> None:
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('_cpu', {str(engine_file)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "assert module.isa() in module.isas(), (module.isa(), module.isas())\n"
+        "assert 'baseline' in module.isas(), module.isas()\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    run(bare_python, "-c", code, cwd=tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_engine_exports_its_initialisation_only(engine_file: Path) -> None:
+    symbols = run("nm", "-D", "--defined-only", engine_file, cwd=ROOT).stdout.split("\n")
+    assert [s.split()[-1] for s in symbols if s] == ["PyInit__cpu"]
+    needed = run("ldd", engine_file, cwd=ROOT).stdout
+    assert "torch" not in needed
+    assert "not found" not in needed
+
+
+def test_wheel_runs_in_another_environment(wheel: Path, tmp_path: Path) -> None:
+    """The wheel that was built where there is no torch, beside the torch of this environment."""
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
+    code = (
+        "import torch, fastrnn\n"
+        f"assert fastrnn.__file__.startswith({str(tmp_path)!r}), fastrnn.__file__\n"
+        "facts = fastrnn.info()\n"
+        "assert facts['engine']['available'], facts\n"
+        "ours = fastrnn.LSTM(5, 7, backend='cpu'); theirs = torch.nn.LSTM(5, 7)\n"
+        "ours.load_state_dict(theirs.state_dict()); x = torch.randn(4, 3, 5)\n"
+        "torch.testing.assert_close(ours(x)[0], theirs(x)[0])\n"
+    )
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+
+
+def test_install_without_a_compiler(sdist: Path, bare_python: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    command = ("-m", "pip", "install", "-v", "--no-cache-dir", "--no-deps", "--target", site, sdist)
+    done = run(bare_python, *command, cwd=tmp_path, CXX="/nonexistent", PATH=str(bare_python.parent))
+    assert "WITHOUT its C++ engine" in done.stdout + done.stderr
+    assert not list(site.glob("fastrnn/_cpu*"))
+    code = (
+        "import torch, fastrnn\n"
+        "facts = fastrnn.info()['engine']\n"
+        "assert facts['available'] is False and 'compiler' in facts['reason'] and 'speed' in facts['cost'], facts\n"
+        "ours, theirs = fastrnn.GRU(5, 7), torch.nn.GRU(5, 7)\n"
+        "ours.load_state_dict(theirs.state_dict()); x = torch.randn(4, 3, 5)\n"
+        "torch.testing.assert_close(ours(x)[0], theirs(x)[0])\n"
+        "try:\n    fastrnn.GRU(5, 7, backend='cpu')(x)\n"
+        "except RuntimeError as error:\n    assert 'engine' in str(error), error\n"
+        "else:\n    raise AssertionError('the missing engine ran')\n"
+    )
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+
+
+def test_a_compile_error_fails_the_install(sdist: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(sdist, tmp_path, filter="data")
+    (tree,) = tmp_path.glob("fastrnn-*")
+    with (tree / "csrc/bindings/cpu.cpp").open("a") as source:
+        source.write("\n#error planted\n")
+    command = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "out", tree)
+    done = run(sys.executable, *command, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    assert "planted" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("out/*.whl"))
+
+
+def test_full_install(sdist: Path, tmp_path: Path) -> None:
+    """What the README says: torch, then fastrnn from its source, in a new environment."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env/bin/python"
+    run("bash", ROOT / ".ci/install-torch", python, cwd=tmp_path)
+    run(python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", sdist, cwd=tmp_path)
+    run(python, "-m", "pip", "check", cwd=tmp_path)
+    shown = run(tmp_path / "env/bin/fastrnn", "info", cwd=tmp_path).stdout
+    assert re.search(r"^engine +built; runs ", shown, re.M), shown
+    assert "fastrnn[train]" in shown  # the extra that was not asked for, and what needs it
