@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 HELP = """usage: fastrnn COMMAND [options]
 
@@ -35,7 +35,7 @@ class UsageError(Exception):
     """The command line itself is wrong; the message is the whole explanation."""
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (sys.argv[1:] by default) and returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -103,7 +103,7 @@ def train_lm(args: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file of options; those after it on the line prevail")
     parser.add_argument("--preset", default=None, help=f"options of a published run: {', '.join(presets())}")
     parser.add_argument(
-        "--resume", nargs="?", const="auto", default=None, type=Optional[str],
+        "--resume", nargs="?", const="auto", default=None, type=str | None,
         help="go on with a run: its folder or checkpoint; without a value, the run in --out",
     )  # fmt: skip
     parser.add_argument("--overwrite", nargs="?", const=True, default=False, type=bool, help="replace the run in --out")
@@ -122,9 +122,9 @@ def evaluate(args: list[str]) -> int:
     parser = make_parser("evaluate", "Perplexity of a trained language model on a text.")
     parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
     parser.add_argument("--data", required=True, type=str, help="text file, or folder with *test* or *valid*")
-    parser.add_argument("--split", default=None, type=Optional[str], help="train, valid or test of a folder")
+    parser.add_argument("--split", default=None, type=str | None, help="train, valid or test of a folder")
     parser.add_argument("--batch-size", default=10, type=int, help="columns; 1 scores the text as one stream")
-    parser.add_argument("--layer", default=None, type=Optional[str], help="fastrnn or torch; as trained by default")
+    parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
     options = parse(parser, args)
     if options.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
@@ -152,8 +152,8 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--temperature", default=0.8, type=float, help="below 1: keep to the likely; 0: the likeliest")
     parser.add_argument("--top-k", default=0, type=int, help="draw among the k likeliest; 0: all")
     parser.add_argument("--top-p", default=1.0, type=float, help="draw among the likeliest that sum to p")
-    parser.add_argument("--seed", default=None, type=Optional[int], help="the same seed gives the same text")
-    parser.add_argument("--layer", default=None, type=Optional[str], help="fastrnn or torch; as trained by default")
+    parser.add_argument("--seed", default=None, type=int | None, help="the same seed gives the same text")
+    parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
     o = parse(parser, args)
     check_layer(o.layer)
     from .text.sampling import generate as draw
@@ -182,7 +182,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"evaluate": evaluate, "genera
 
 def say(line: str) -> None:
     """A line of the report, above the progress bar if there is one."""
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     tqdm.write(line)
     sys.stdout.flush()
@@ -208,7 +208,7 @@ def add_fields(parser: Any, config: type) -> None:
     hints = get_type_hints(config)
     for name, field in config.__dataclass_fields__.items():  # type: ignore[attr-defined]
         flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
-        switch = {"nargs": "?", "const": True} if hints[name] in (bool, Optional[bool]) else {}
+        switch = {"nargs": "?", "const": True} if hints[name] in (bool, bool | None) else {}
         parser.add_argument(*flags, type=hints[name], default=field.default, help=field.metadata["help"], **switch)
 
 
@@ -256,7 +256,7 @@ def expand_preset(args: list[str]) -> list[str]:
     return expanded
 
 
-def check_layer(layer: Optional[str]) -> None:
+def check_layer(layer: str | None) -> None:
     if layer not in (None, "fastrnn", "torch"):
         raise UsageError(f"--layer: expected one of fastrnn, torch, got {layer}")
 

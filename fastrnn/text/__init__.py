@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .data.tokens import Vocabulary
     from .errors import Interrupted, UserError
     from .evaluate import evaluate_stream, unigram_perplexity
-    from .sampling import generate
     from .models.lm import LanguageModel
+    from .sampling import generate
     from .tasks.lm import load_model, train_lm
 
 _WHERE = {

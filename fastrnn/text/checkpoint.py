@@ -60,7 +60,7 @@ def load(path: str | Path, task: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: a folder, not a checkpoint file; its checkpoints are {path}/best.ckpt and last.ckpt")
     verify(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for what a zip archive may hold
         raise UserError(f"{path}: not a checkpoint of fastrnn ({str(error).splitlines()[0]})") from None
     head = checkpoint.get("fastrnn") if isinstance(checkpoint, dict) else None

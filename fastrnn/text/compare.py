@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 
@@ -29,14 +30,14 @@ def compare_layers(model: LanguageModel, config: LmConfig, ids: Tensor, steps: i
     times: dict[str, list[float]] = {layer: [] for layer in models}
     states = dict.fromkeys(models)
     loader = BpttLoader(ids, config.batch_size, config.bptt)
-    batches = [batch for _, batch in zip(range(steps + 2), loader)]
+    batches = list(itertools.islice(loader, steps + 2))
     for step in range(steps + 2):
         tokens, targets = batches[step % len(batches)]
         order = list(models) if step % 2 == 0 else list(models)[::-1]
         for layer in order:
             start = time.perf_counter()
             logits, state = models[layer](tokens, states[layer])
-            F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+            torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
             torch.nn.utils.clip_grad_norm_(models[layer].parameters(), config.clip or 1.0)
             optimizers[layer].step()
             optimizers[layer].zero_grad()

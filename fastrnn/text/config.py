@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from .errors import UserError
 
@@ -39,10 +39,10 @@ class RunConfig:
     seed: int = option(1, "seed of weights, dropout and samples")
     threads: int = option(0, "CPU threads; 0: torch's choice")
     device: str = option("auto", "auto, cpu, cuda or mps")
-    out: Optional[str] = option(None, "folder of the run; the first free of runs/TASK-001, -002, ... by default")
+    out: str | None = option(None, "folder of the run; the first free of runs/TASK-001, -002, ... by default")
     save_every: int = option(500, "steps between checkpoints within an epoch; 0: at the ends of epochs only")
     log_every: int = option(50, "steps between rows of the metrics file")
-    progress: Optional[bool] = option(None, "progress bar; by default where the output is a terminal")
+    progress: bool | None = option(None, "progress bar; by default where the output is a terminal")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "epochs", "log_every")
@@ -59,9 +59,9 @@ class RunConfig:
 class LmConfig(RunConfig):
     """A recurrent language model: text, vocabulary, network, and how the text is cut into batches."""
 
-    data: Optional[str] = option(None, "text file or folder; by default the language reference that Python carries")
+    data: str | None = option(None, "text file or folder; by default the language reference that Python carries")
     level: Literal["char", "word", "bpe"] = option("char", "what a token is; word: what stands between blanks")
-    vocab_size: Optional[int] = option(None, "largest vocabulary; by default all characters, 10000 words, 4000 pieces")
+    vocab_size: int | None = option(None, "largest vocabulary; by default all characters, 10000 words, 4000 pieces")
     cell: Literal["lstm", "gru", "rnn"] = option("lstm", "recurrent cell")
     layer: Literal["fastrnn", "torch"] = option("fastrnn", "whose recurrent layers: fastrnn's or torch.nn's")
     emb_size: int = option(64, "size of an embedding")

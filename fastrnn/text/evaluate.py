@@ -15,7 +15,7 @@ from .models.lm import LanguageModel
 
 @dataclasses.dataclass
 class Score:
-    """`loss` in nats per token, over `tokens` predicted tokens; `bits_per_char` spreads it over the text's characters."""
+    """`loss` in nats per token, over `tokens` predicted tokens; `bits_per_char` spreads it over the characters."""
 
     loss: float
     tokens: int

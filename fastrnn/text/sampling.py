@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: Optional[int] = None,
+    seed: int | None = None,
 ) -> str:
     """`prompt` and `length` further tokens drawn from `model`; the same seed gives the same text.
 

@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import re
 from pathlib import Path
-from typing import Optional
 
 from ..errors import UserError
 
@@ -20,10 +19,10 @@ class Corpus:
     name: str
     train: str
     valid: str
-    test: Optional[str] = None
+    test: str | None = None
 
 
-def load_corpus(data: Optional[str], valid_share: float = 0.1) -> Corpus:
+def load_corpus(data: str | None, valid_share: float = 0.1) -> Corpus:
     """The corpus at `data`: a text file or folder (`.gz` too), or None for Python's own language reference.
 
     Files of a folder named *train*, *valid* and *test* are its splits; where no file is named so, all files are read
@@ -46,7 +45,7 @@ def load_corpus(data: Optional[str], valid_share: float = 0.1) -> Corpus:
     return Corpus(data, texts["train"], texts["valid"], texts.get("test"))
 
 
-def load_text(data: str, split: Optional[str] = None) -> str:
+def load_text(data: str, split: str | None = None) -> str:
     """The text to evaluate on: a file as it is; of a folder the named split, else its test, valid or only text.
 
     Raises UserError as `load_corpus` does, and for a split that the folder lacks.
@@ -85,7 +84,7 @@ def cut(text: str, share: float) -> tuple[str, str]:
     return text[:at], text[at:]
 
 
-def split_of(path: Path) -> Optional[str]:
+def split_of(path: Path) -> str | None:
     """The split that a file's name tells: ptb.valid.txt -> valid, val.de.gz -> valid, notes.txt -> None."""
     words = re.findall(r"[a-z]+", path.name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), None)

@@ -54,7 +54,7 @@ class BpttLoader:
             )
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.bptt)
+        return (len(self.inputs) + self.bptt - 1) // self.bptt
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for window in range(self.position % len(self), len(self)):

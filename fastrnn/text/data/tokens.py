@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Optional
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -31,10 +30,10 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, level: str) -> None:
         self.tokenizer = tokenizer
         self.level = level
-        self.unknown: Optional[int] = tokenizer.token_to_id(UNKNOWN)
+        self.unknown: int | None = tokenizer.token_to_id(UNKNOWN)
 
     @classmethod
-    def build(cls, text: str, level: str, size: Optional[int] = None) -> Vocabulary:
+    def build(cls, text: str, level: str, size: int | None = None) -> Vocabulary:
         """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet."""
         size = size or DEFAULT_SIZE[level]
         if level == "bpe":

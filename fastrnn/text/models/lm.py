@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import LmConfig
@@ -14,11 +13,11 @@ State = Any  # (h, c) of an LSTM, h of a GRU or RNN; each (layers, B, hidden_siz
 
 def recurrent_class(layer: str, cell: str) -> type[nn.Module]:
     """The module class of `cell` ("lstm", "gru", "rnn") by `layer` ("fastrnn" or "torch")."""
-    if layer == "torch":
-        return getattr(nn, cell.upper())
     import fastrnn
 
-    return getattr(fastrnn, cell.upper())
+    library = nn if layer == "torch" else fastrnn
+    found: type[nn.Module] = getattr(library, cell.upper())
+    return found
 
 
 class LanguageModel(nn.Module):
@@ -43,7 +42,7 @@ class LanguageModel(nn.Module):
         elif config.tied:  # N(0, 1), an embedding's default, is far too large for the logits it also makes
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def forward(self, tokens: Tensor, state: Optional[State] = None) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the token after each of `tokens`.
 
         Args:

@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from .. import checkpoint as checkpoints
@@ -23,9 +23,10 @@ from ..data.stream import IGNORE, BpttLoader
 from ..data.tokens import Vocabulary
 from ..errors import UserError
 from ..evaluate import Score, evaluate_stream, unigram_perplexity
-from ..sampling import generate
 from ..models.lm import LanguageModel, State, detach
-from ..training import BEST, Task, fit, resume_path, run_folder
+from ..runs import BEST, resume_path, run_folder
+from ..sampling import generate
+from ..training import Task, fit
 
 Echo = Callable[[str], None]
 
@@ -41,10 +42,10 @@ class LmTask(Task):
         self.vocabulary = vocabulary
         self.chars_per_token = chars_per_token  # of the validation text, for bits per character
         self.model = LanguageModel(config, len(vocabulary))
-        self.state: Optional[State] = None
+        self.state: State | None = None
         self.train_sum = [0.0, 0.0]  # loss summed over tokens, tokens
         self.valid_sum = [0.0, 0.0]
-        self.valid_state: Optional[State] = None
+        self.valid_state: State | None = None
         self.clock = time.perf_counter()
         self.sitting = 0.0  # tokens trained since `clock`
 
@@ -122,13 +123,13 @@ class LmResult:
     history: list[dict[str, float]]
     unigram_ppl: float
     valid: Score
-    test: Optional[Score]
+    test: Score | None
     seconds: float
     sample: str
     layer_ms: dict[str, float]
 
 
-def load_model(path: str | Path, layer: Optional[str] = None) -> tuple[LanguageModel, Vocabulary, LmConfig]:
+def load_model(path: str | Path, layer: str | None = None) -> tuple[LanguageModel, Vocabulary, LmConfig]:
     """The model of a checkpoint, in eval mode on the CPU, its vocabulary and configuration.
 
     `layer` ("fastrnn" or "torch") overrides whose layers it was trained with. Raises UserError for a bad file.
@@ -136,11 +137,11 @@ def load_model(path: str | Path, layer: Optional[str] = None) -> tuple[LanguageM
     return restore(checkpoints.load(path, "lm"), layer)
 
 
-def restore(checkpoint: dict[str, Any], layer: Optional[str] = None) -> tuple[LanguageModel, Vocabulary, LmConfig]:
+def restore(checkpoint: dict[str, Any], layer: str | None = None) -> tuple[LanguageModel, Vocabulary, LmConfig]:
     head = checkpoint["fastrnn"]
     config = LmConfig(**head["config"])
     if layer is not None:
-        config = dataclasses.replace(config, layer=layer)
+        config = LmConfig(**{**head["config"], "layer": layer})
     vocabulary = Vocabulary.from_state(head["tokenizer"])
     model = LanguageModel(config, len(vocabulary))
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items()}
@@ -150,8 +151,8 @@ def restore(checkpoint: dict[str, Any], layer: Optional[str] = None) -> tuple[La
 
 def train_lm(
     config: LmConfig,
-    resume: Optional[str] = None,
-    given: Optional[dict[str, Any]] = None,
+    resume: str | None = None,
+    given: dict[str, Any] | None = None,
     overwrite: bool = False,
     echo: Echo = print,
 ) -> LmResult:
