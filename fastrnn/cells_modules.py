@@ -31,6 +31,7 @@ class RecurrentCell(nn.RNNCellBase):
         *,
         backend: str = "auto",
     ) -> None:
+        check.check_sizes(RuntimeError, 0, input_size=input_size, hidden_size=hidden_size)
         super().__init__(input_size, hidden_size, bias, self._gates, device=device, dtype=dtype)
         self.backend = check_name(backend)
 
@@ -70,6 +71,8 @@ class RecurrentCell(nn.RNNCellBase):
         problem, cell = self._prepare(input, hx), self._cell()
         engine = choose(problem.query, self.backend).backend
         finals = solve(engine, cell, problem, FORWARD, 0.0)[1]
+        if problem.query.dtype != input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
+            finals = tuple([a.to(input.dtype) for a in finals])
         if input.dim() == 1:
             return tuple([a[0, 0] for a in finals])
         return tuple([a[0] for a in finals])

@@ -16,6 +16,7 @@ from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
+from fastrnn.validation import check_proj_size, check_sizes
 
 
 class Recurrent(nn.RNNBase):
@@ -44,6 +45,8 @@ class Recurrent(nn.RNNBase):
         *,
         backend: str = "auto",
     ) -> None:
+        check_sizes(ValueError, 1, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_proj_size(proj_size, hidden_size)
         super().__init__(
             mode,
             input_size,

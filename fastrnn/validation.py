@@ -24,6 +24,18 @@ def shape(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
+def check_sizes(kind: type[Exception], least: int, **sizes: Any) -> None:
+    """Sizes of a module being built; what is no int is left to torch.nn, which says so."""
+    for name, size in sizes.items():
+        if isinstance(size, int) and size < least:
+            raise kind(f"{name}: expected at least {least}, got {size}")
+
+
+def check_proj_size(proj_size: Any, hidden_size: Any) -> None:
+    if isinstance(proj_size, int) and isinstance(hidden_size, int) and not 0 <= proj_size < hidden_size:
+        raise ValueError(f"proj_size: expected from 0 (none) to hidden_size - 1 = {hidden_size - 1}, got {proj_size}")
+
+
 def check_rank(input: Tensor, ranks: tuple[int, int], layout: str) -> None:
     """ValueError unless `input` has one of two ranks (unbatched, batched)."""
     if not isinstance(input, Tensor):
@@ -103,7 +115,8 @@ def hx_tuple(hx: Any, count: int, rank: int) -> tuple[Tensor, ...]:
     else:
         if isinstance(hx, Tensor) or len(hx) != count:
             got = f"a Tensor of shape {shape(hx)}" if isinstance(hx, Tensor) else f"{len(hx)} values"
-            raise RuntimeError(f"hx: expected a tuple (h_0, c_0) of Tensors, got {got}")
+            kind = IndexError if len(hx) < count else RuntimeError  # torch.nn takes hx[1] first
+            raise kind(f"hx: expected a tuple (h_0, c_0) of Tensors, got {got}")
         states = tuple(hx)
     for name, state in zip(STATE_NAMES, states, strict=False):
         if state.dim() != rank:
@@ -115,14 +128,14 @@ def cell_hx(hx: Any, count: int) -> tuple[Tensor, ...]:
     """hx of a cell as a tuple of `count` tensors of one or two dimensions."""
     if count == 1 and not isinstance(hx, Tensor):
         raise AttributeError(f"hx: expected a Tensor, got {type(hx).__name__}")
+    if count > 1 and isinstance(hx, Tensor):
+        raise TypeError(f"hx: expected a tuple (h, c) of Tensors, got a Tensor of shape {shape(hx)}")
     states = (hx,) if count == 1 else tuple(hx)
-    for k, state in enumerate(states):
+    if len(states) != count:
+        raise RuntimeError(f"hx: expected a tuple (h, c) of Tensors, got {len(states)} values")
+    for name, state in zip(STATE_NAMES, states, strict=False):
         if state.dim() not in (1, 2):
-            name = STATE_NAMES[k] if k < count else f"hx[{k}]"
             raise ValueError(f"{name}: expected 1 or 2 dimensions, got shape {shape(state)}")
-    if len(states) != count or isinstance(hx, Tensor) and count > 1:
-        got = f"a Tensor of shape {shape(hx)}" if isinstance(hx, Tensor) else f"{len(states)} values"
-        raise RuntimeError(f"hx: expected a tuple (h, c) of Tensors, got {got}")
     return states
 
 

@@ -1,0 +1,27 @@
+"""Every test starts from the same seed and with automatic choice; tests of all backends take `backend`."""
+
+import pytest
+import torch
+from support import usable_backends
+
+import fastrnn
+
+__all__ = ["usable_backends"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=usable_backends())
+def backend(request):
+    """Each backend that works on this machine, in turn, asked for by name."""
+    with fastrnn.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=usable_backends(ragged=True, resets=True))
+def resets_backend(request):
+    with fastrnn.backend(request.param):
+        yield request.param
