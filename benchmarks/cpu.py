@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from benchmarks import memory, parity, report
 from benchmarks.environment import ROOT, Store, describe, keep_freed_memory, slug, write
 from benchmarks.measure import compare, gemm_rate
 from benchmarks.shapes import CASES, CELLS, MODES, Case, matching
-from benchmarks.subjects import pair
+from benchmarks.subjects import Subject, pair
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MALLOC_HELP = (
@@ -78,6 +79,7 @@ def measure(
     with settings(library, args.backend, mode, threads):
         baseline, subject = pair(case, cell, mode, dtype, library)
         errors = parity.check(baseline.observe(), subject.observe(), dtype)
+        chosen = _chosen(library, subject)
         gemm = gemm_rate(dtype) if case.B >= LARGE_BATCH else None
         times = compare(baseline.iterate, subject.iterate, args.budget, args.rounds)
     return {
@@ -85,11 +87,20 @@ def measure(
         **_key(case, cell, mode, threads),
         "dtype": args.dtype,
         "backend": args.backend,
+        "chosen": chosen,
         "parity": max(errors.values()),
         "flops": case.flops(cell, mode),
         "gemm": gemm,
         **times,
     }
+
+
+def _chosen(library: ModuleType, subject: Subject) -> str:
+    """The backend that the subject's first layer runs on."""
+    if library is torch.nn:
+        return "torch.nn"
+    with contextlib.redirect_stdout(io.StringIO()):
+        return str(library.explain(subject.module, *subject.arguments, **subject.keywords).backend.name)
 
 
 def measure_memory(

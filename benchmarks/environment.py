@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -47,11 +48,19 @@ def describe(library: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "subject": library.__name__,
-        "fastrnn": getattr(library, "__version__", None),
+        "fastrnn": _version(),
         "info": library.info() if hasattr(library, "info") else None,
         "commit": _commit(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def _version() -> str | None:
+    """fastrnn's version; None in a tree that is not installed."""
+    try:
+        return importlib.metadata.version("fastrnn")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def slug(environment: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ from benchmarks.targets import NOISE, TARGETS, Verdict, judge, measurements
 
 Record = dict[str, Any]
 NOISY = 1.5  # p80 / p20 of the ratio from which a line is marked
+BUSY = 0.7  # load average at the start from which a run is not a measurement
 MEMORY_RESOLUTION = 1 << 20  # bytes: below this, a difference of two peaks is allocator and page noise
 _LISTED = {case.name for case in CASES if case.listed}
 
 TIMES_HEADER = (
     f"{'cell':5}{'mode':10}{'case':26}{'thr':>3}  {'torch.nn':>10}{'p20..p80':>18}  {'subject':>10}{'p20..p80':>18}"
-    f"  {'ratio':>6}{'p20..p80':>14}{'n':>6}  {'GF/s':>6}{'of gemm':>8}"
+    f"  {'ratio':>6}{'p20..p80':>14}{'n':>6}  {'GF/s':>6}{'of gemm':>8}  on"
 )
 
 
@@ -39,9 +40,9 @@ def time_line(r: Record) -> str:
         f"{r['cell']:5}{r['mode']:10}{r['case']:26}{r['threads']:>3}  {seconds(a['p50']):>10}{spans[0]:>18}"
         f"  {seconds(b['p50']):>10}{spans[1]:>18}  {ratio['p50']:>6.2f}{span:>14}{r['rounds']:>6}"
     )
-    if r["gemm"]:
-        rate = r["flops"] / b["p50"]
-        line += f"  {rate / 1e9:>6.1f}{rate / r['gemm']:>8.0%}"
+    rate = r["flops"] / b["p50"]
+    line += f"  {rate / 1e9:>6.1f}{rate / r['gemm']:>8.0%}" if r["gemm"] else " " * 16
+    line += f"  {r['chosen']}"
     marks = ("~" if ratio["p80"] / ratio["p20"] >= NOISY else "") + ("<" if ratio["p50"] < NOISE else "")
     return f"{line} {marks}".rstrip()
 
@@ -55,7 +56,9 @@ def header(environment: Record) -> str:
         f"{e['date']} $ {e['command']}",
     ]
     if e["info"]:
-        lines.append(f"info: {e['info']}")
+        lines.append(f"engine: {e['info'].get('engine')}")
+    if e["load"] > BUSY:
+        lines.append(f"WARNING: other work was running (load {e['load']:.2f}); these times are not to be published")
     if e["variables"]:
         lines.append(f"variables: {e['variables']}")
     return "\n".join(lines)

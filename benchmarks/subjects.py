@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,8 @@ class Subject:
     module: nn.Module
     iterate: Callable[[], Any]
     observe: Callable[[], dict[str, Tensor]]
+    arguments: tuple[Any, ...]  # what the module is called with
+    keywords: dict[str, Any]
 
 
 def pair(case: Case, cell: str, mode: str, dtype: torch.dtype, library: ModuleType) -> tuple[Subject, Subject]:
@@ -31,9 +34,14 @@ def pair(case: Case, cell: str, mode: str, dtype: torch.dtype, library: ModuleTy
 def build(case: Case, cell: str, mode: str, dtype: torch.dtype, library: ModuleType) -> Subject:
     """One side alone, on weights and inputs that depend on the case only."""
     module = _module(case, cell, dtype, library)
-    leaf, call = _call(case, dtype, module, own=library is not nn)
+    own = library is not nn
+    leaf, arguments, keywords = _inputs(case, dtype, own)
+    if case.form == "lengths" and not own:
+        call: Callable[[], Any] = _through_packing(module, leaf, torch.tensor(case.lengths))
+    else:
+        call = partial(module, *arguments, **keywords)
     if mode == "inference":
-        return Subject(module, call, lambda: _outputs(case, call()))
+        return Subject(module, call, lambda: _outputs(case, call()), arguments, keywords)
     leaf.requires_grad_()
     dy = torch.randn(_output_shape(case), generator=_generator(2)).to(dtype)
     params = list(module.parameters())
@@ -53,7 +61,7 @@ def build(case: Case, cell: str, mode: str, dtype: torch.dtype, library: ModuleT
             seen[f"grad {name}"] = a.grad.clone()
         return seen
 
-    return Subject(module, iterate, observe)
+    return Subject(module, iterate, observe, arguments, keywords)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -83,32 +91,31 @@ def _module(case: Case, cell: str, dtype: torch.dtype, library: ModuleType) -> n
     return module
 
 
-def _call(case: Case, dtype: torch.dtype, module: nn.Module, own: bool) -> tuple[Tensor, Callable[[], Any]]:
-    """The input that takes a gradient, and the forward pass; `own`: through what torch.nn does not have."""
+def _inputs(case: Case, dtype: torch.dtype, own: bool) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The input that takes a gradient, and the arguments; `own`: those that torch.nn does not take."""
     x = torch.randn(case.T, case.B, case.I, generator=_generator(1)).to(dtype)
     if case.form in ("cell", "step"):
         h, c = torch.randn(2, case.B, case.H, generator=_generator(3)).to(dtype)
         if case.form == "step" and own:
-            states = (h[None], c[None])
-            return x, lambda: module(x, states)
+            return x, (x, (h[None], c[None])), {}
         x = x[0]
-        return x, lambda: module(x, (h, c))
-    if case.form == "dense":
-        return x, lambda: module(x)
-    lengths = torch.tensor(case.lengths)
+        return x, (x, (h, c)), {}
     if case.form == "packed":
-        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        packed = pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=False)
         data = packed.data.detach().clone()
         packed = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return data, lambda: module(packed)
-    if own:
-        return x, lambda: module(x, lengths=lengths)
+        return data, (packed,), {}
+    return x, (x,), {"lengths": torch.tensor(case.lengths)} if case.form == "lengths" and own else {}
 
-    def through_packing() -> Any:
+
+def _through_packing(module: nn.Module, x: Tensor, lengths: Tensor) -> Callable[[], Any]:
+    """What a user of torch.nn writes for a padded batch."""
+
+    def call() -> Any:
         y, states = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
         return pad_packed_sequence(y)[0], states
 
-    return x, through_packing
+    return call
 
 
 def _output_shape(case: Case) -> tuple[int, ...]:

@@ -63,7 +63,11 @@ class OtherLibrary(SimpleNamespace):
 
     def backend(self, name):
         self.requested.append(name)
+        self.chosen = name
         return contextlib.nullcontext()
+
+    def explain(self, module, *arguments, **keywords):
+        return SimpleNamespace(backend=SimpleNamespace(name=self.chosen))
 
 
 TINY = [shapes.tiny(c) for c in shapes.CASES if c.name.startswith(("T1-B1-H128", "cell", "step", "packed", "lengths"))]
@@ -230,6 +234,7 @@ def test_a_run_measures_reports_and_saves(monkeypatch, capsys, tmp_path):
     records = environment.read(saved)
     assert [r["kind"] for r in records] == ["environment"] + ["measurement"] * 2 * 2 * 3 * 2
     assert {r["threads"] for r in records[1:]} == {1, 2}
+    assert {r["chosen"] for r in records[1:]} == {"cpu"}
     assert all(r["rounds"] >= 2 and r["ratio"]["p20"] <= r["ratio"]["p50"] <= r["ratio"]["p80"] for r in records[1:])
     assert saved.with_suffix(".txt").read_text() == report.full(records)
     assert report.summarise(records) in capsys.readouterr().out
@@ -269,7 +274,16 @@ def record(case, cell, mode, ratio, threads=1):
     times = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
     key = {"kind": "measurement", "case": case, "cell": cell, "mode": mode, "threads": threads}
     ratios = {"p20": ratio, "p50": ratio, "p80": ratio}
-    return {**key, "rounds": 5, "baseline": times, "subject": times, "ratio": ratios, "gemm": None, "flops": 1.0}
+    return {
+        **key,
+        "rounds": 5,
+        "baseline": times,
+        "subject": times,
+        "ratio": ratios,
+        "gemm": None,
+        "chosen": "cpu",
+        "flops": 1.0,
+    }
 
 
 def target(text):
