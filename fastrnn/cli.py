@@ -75,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_command(args: list[str]) -> tuple[str, Callable[[list[str]], int], list[str]]:
     """The name and function of the command that `args` begins with, and its own arguments."""
     if args[0] == "train":
-        if len(args) < 2 or args[1] in ("-h", "--help"):
+        if len(args) < 2:
             raise UsageError(f"train what? There is: {', '.join(TASKS)}")
+        if args[1] in ("-h", "--help"):
+            return "train", train_help, []
         if args[1] not in TASKS:
             raise UsageError(f"unknown task '{args[1]}'{suggest(args[1], TASKS)}; there is: {', '.join(TASKS)}")
         return f"train {args[1]}", TASKS[args[1]], args[2:]
@@ -94,6 +96,13 @@ def fail(prefix: str, error: object) -> int:
 def suggest(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), 1)
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+def train_help(args: list[str]) -> int:
+    print(
+        f"usage: fastrnn train TASK [options]\n\nTASK: {', '.join(TASKS)}; fastrnn train TASK --help shows its options."
+    )
+    return 0
 
 
 def train_lm(args: list[str]) -> int:
@@ -235,6 +244,13 @@ def explain(message: str, parser: Any) -> str:
         kind = re.sub(r"typing\.Literal\[(.*?)\]", lambda m: "one of " + m.group(1).replace("'", ""), kind)
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
         return f"--{name.replace('_', '-')}: expected {kind}, got {value}"
+    if found := re.match(r"Option '(.*)' is not accepted", message):
+        flag = "--" + found.group(1).replace("_", "-")
+        return f"unknown option {found.group(1)} in the configuration{suggest(flag, known).replace('--', '')}"
+    if found := re.match(r"the following arguments are required: (.*)", message):
+        return "missing " + ", ".join("--" + name for name in found.group(1).split(", "))
+    if found := re.match(r'Parser key "config": (.*)', message):
+        return f"--config: {found.group(1)}"
     return message
 
 

@@ -31,7 +31,25 @@ from fastrnn.text.tasks.lm import LmTask
 from fastrnn.text.training import schedule
 
 TEXT = "".join(f"{i}: the quick brown fox jumps over the lazy dog, {i * 7 % 13} times.\n" for i in range(60))
-SMALL = dict(hidden_size=12, emb_size=8, batch_size=4, bptt=16, device="cpu", progress=False, compare=0, sample=0)
+SMALL = {
+    "hidden_size": 12,
+    "emb_size": 8,
+    "batch_size": 4,
+    "bptt": 16,
+    "device": "cpu",
+    "progress": False,
+    "compare": 0,
+    "sample": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """These models are too small to share: a second thread only waits, and dearly on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,0 +1,200 @@
+"""The command line: results, one-line errors, exit codes; and that nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("jsonargparse", reason="needs the extra [train]")
+
+from fastrnn.cli import main, presets
+from fastrnn.text import LmConfig
+
+ROOT = Path(__file__).parent.parent
+TEXT = "".join(f"{i}: the quick brown fox jumps over the lazy dog, {i * 7 % 13} times.\n" for i in range(60))
+SMALL = "--hidden-size 12 --emb-size 8 --batch-size 4 --bptt 16 --epochs 1 --compare 0 --device cpu --threads 1"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with text.txt and the run that `fastrnn train lm` made of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    threads = torch.get_num_threads()
+    assert (
+        main(["train", "lm", "--data", f"{folder}/text.txt", "--out", f"{folder}/run", *SMALL.split(), "--sample=9"])
+        == 0
+    )
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_train_leaves_checkpoints_configuration_metrics_and_sample(run):
+    assert {p.name for p in (run / "run").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "config.yaml",
+        "metrics",
+        "sample.txt",
+    }
+    saved = yaml.safe_load((run / "run" / "config.yaml").read_text())
+    assert LmConfig(**saved).hidden_size == 12
+
+
+def test_evaluate(run, capsys):
+    assert main(["evaluate", "--checkpoint", f"{run}/run/best.ckpt", "--data", f"{run}/text.txt"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("perplexity ")
+    assert "bits per character" in first
+    assert first.endswith(f"over {len(TEXT) - 1:,} tokens")
+    assert second.startswith("0.00% of the tokens are <unk>")
+
+
+def test_generate_is_determined_by_its_seed(run, capsys):
+    command = ["generate", "--checkpoint", f"{run}/run/best.ckpt", "--prompt", "the ", "--length", "30", "--seed"]
+    texts = []
+    for seed in ("5", "5", "6"):
+        assert main([*command, seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("the ")
+    assert len(texts[0]) == len("the ") + 30 + len("\n")
+
+
+def test_config_file_preset_and_options_in_order(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("hidden_size: 33\nemb_size: 7\n")
+    args = ["train", "lm", "--preset", "ptb-small", "--config", f"{tmp_path}/c.yaml", "--emb-size=8", "--print_config"]
+    with pytest.raises(SystemExit) as leaving:
+        main(args)
+    assert leaving.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["hidden_size"], printed["emb_size"], printed["layers"], printed["lr"]) == (33, 8, 2, 20.0)
+    assert set(LmConfig.__dataclass_fields__) <= set(printed)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid(name):
+    LmConfig(**yaml.safe_load((ROOT / "fastrnn" / "text" / "configs" / f"{name}.yaml").read_text()))
+
+
+BAD = [
+    ("", "usage"),
+    ("trian lm", "unknown command 'trian', did you mean 'train'?"),
+    ("train", "train what? There is: lm"),
+    ("train lmm", "did you mean 'lm'?"),
+    ("train lm --hiden-size 3", "unknown option --hiden-size, did you mean '--hidden-size'?"),
+    ("train lm stray", "unknown argument stray"),
+    ("train lm --cell gruu", "--cell: expected one of lstm, gru, rnn, got gruu"),
+    ("train lm --lr fast", "--lr: expected float, got fast"),
+    ("train lm --layers 1.5", "--layers: expected int, got 1.5"),
+    ("train lm --dropout 2", "--dropout must lie in [0, 1), got 2.0"),
+    ("train lm --preset none", "there are: ptb-small"),
+    ("train lm --config {tmp}/none.yaml", "--config: File does not exist"),
+    (
+        "train lm --config {tmp}/typo.yaml",
+        "hiden_size in the configuration, did you mean 'hidden-size'?",
+    ),
+    ("train lm --data {tmp}/none.txt", "none.txt: no such file or folder"),
+    ("train lm --data {tmp}/empty.txt", "empty.txt: the train text is empty"),
+    ("train lm --data {tmp}/short.txt --out {tmp}/o", "training: the text has 9 tokens, too few for one step of 16"),
+    ("train lm --data {tmp}/latin.txt", "latin.txt: not UTF-8 at byte 3 (line 1)"),
+    ("train lm --resume", "--resume needs the run"),
+    ("train lm --resume {tmp}/none", "no checkpoint there"),
+    ("train lm --data {run}/text.txt --out {run}/run", "holds a run already"),
+    ("train lm --resume {run}/run --hidden-size 9", "--hidden-size 9 differs from the 12 of the run"),
+    ("evaluate --data x", "missing --checkpoint"),
+    ("evaluate --checkpoint {run}/run/best.ckpt --data {tmp}/none", "none: no such file or folder"),
+    (
+        "evaluate --checkpoint {run}/run/best.ckpt --data {run}/text.txt --batch-size 0",
+        "--batch-size must be at least 1",
+    ),
+    ("generate --checkpoint {tmp}/none.ckpt", "none.ckpt: no such checkpoint"),
+    ("generate --checkpoint {tmp}/short.txt", "short.txt: truncated, or not a checkpoint"),
+    ("generate --checkpoint {run}/run", "a folder, not a checkpoint file"),
+    ("generate --checkpoint {run}/run/best.ckpt --top-p 0", "--top-p in (0, 1]"),
+    ("generate --checkpoint {run}/run/best.ckpt --layer tpu", "--layer: expected one of fastrnn, torch, got tpu"),
+    ("info now", "takes no arguments, got now"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, line, message):
+    for name, content in {"empty": b"", "short": b"ten chars\n", "latin": b"caf\xe9\n"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    (tmp_path / "typo.yaml").write_text("hiden_size: 3\n")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert main(line.format(tmp=tmp_path, run=run).split()) == 2
+    out, err = capsys.readouterr()
+    assert message in (err or out)
+    if line:
+        assert out == ""
+        assert err.startswith("fastrnn")
+        assert err.count("\n") == 1
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before, "nothing of a run is touched"
+
+
+def test_help_and_info(capsys):
+    assert main(["--help"]) == 0
+    assert "fastrnn train lm" in capsys.readouterr().out
+    assert main(["train", "--help"]) == 0
+    assert "lm" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert str(torch.__version__) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["train lm", "evaluate", "generate"])
+def test_every_option_is_explained(line, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main([*line.split(), "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    if line == "train lm":
+        assert all(f"--{name.replace('_', '-')}" in text for name in LmConfig.__dataclass_fields__)
+    assert "examples:" in text or line != "train lm"
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["train", "lm"]) == 2
+    assert "needs jsonargparse: pip install 'fastrnn[train]'" in capsys.readouterr().err
+
+
+def test_imports_stay_lazy():
+    heavy = ["lightning", "jsonargparse", "tokenizers", "yaml"]
+    code = "import sys, fastrnn, fastrnn.cli, fastrnn.text; fastrnn.cli.main(['--help']);"
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_saves_and_exits_cleanly_and_the_run_goes_on(run, tmp_path):
+    command = [sys.executable, "-m", "fastrnn.cli", "train", "lm", *SMALL.split(), "--sample=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = ["--data", f"{run}/text.txt", "--out", f"{tmp_path}/run", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [*command, *options], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines() == [err.strip()], f"one line, no traceback, no warning: {err}"
+    assert f"continue with --resume {tmp_path}/run/last.ckpt" in err
+    epochs = int(err.split("epoch ")[1].split(",")[0].split(";")[0])
+    again = subprocess.run(
+        [*command[:5], "--resume", f"{tmp_path}/run", "--epochs", str(epochs + 1)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert again.stderr == ""
+    assert f"epoch {epochs + 1}/{epochs + 1}" in again.stdout
+    assert "epoch 1/" not in again.stdout
