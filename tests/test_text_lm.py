@@ -225,6 +225,27 @@ def test_a_finished_run_can_be_lengthened(config, tmp_path, rule):
     assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("limit", [30, STEPS, STEPS + 30])
+def test_max_steps_ends_with_a_validation_and_the_run_can_be_lengthened(config, tmp_path, limit):
+    config = dataclasses.replace(config, schedule="constant")
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    short = train_lm(dataclasses.replace(config, max_steps=limit), echo=quiet)
+    assert short.history[-1]["step"] == limit
+    assert len(short.history) == math.ceil(limit / STEPS)
+    again = train_lm(config, resume=config.out, echo=quiet)
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == limit, "the limit holds when resumed"
+    assert again.valid.loss == short.valid.loss
+    train_lm(config, resume=config.out, given={"max_steps": -1}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+def test_resume_refuses_another_text(config, tmp_path):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    (tmp_path / "text.txt").write_text(TEXT.replace("fox", "cat"))
+    with pytest.raises(UserError, match="the training text is not the one"):
+        train_lm(config, resume=config.out, echo=quiet)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -56,15 +56,19 @@ class Saver(Callback):
     def __init__(self, folder: Path, save_every: int, stopper: Stopper, echo: Callable[[str], None]) -> None:
         self.folder, self.save_every, self.stopper, self.echo = folder, save_every, stopper, echo
         self.clock = time.perf_counter()
+        self.cut_short = False  # --max-steps was reached within an epoch
 
     def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
         self.clock = time.perf_counter()
+        trainer.should_stop = self.limit_reached(trainer, task)
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = self.limit_reached(trainer, task)
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # the end of the epoch saves
+        self.cut_short = trainer.should_stop
         signalled = self.stopper.signum is not None
-        if signalled or (self.save_every and trainer.global_step % self.save_every == 0):
+        if signalled or self.cut_short or (self.save_every and trainer.global_step % self.save_every == 0):
             self.save(trainer, task, LAST)
         if signalled:
             self.stop(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
@@ -79,12 +83,19 @@ class Saver(Callback):
         task.best = min(task.best, row["valid_loss"])
         if task.config.schedule == "plateau" and not better:
             task.plateau_factor *= task.config.decay
-        self.save(trainer, task, LAST)
+        if not self.cut_short:  # else last.ckpt was saved within the epoch, from where the run can be lengthened
+            self.save(trainer, task, LAST)
         if better:
             self.save(trainer, task, BEST)
         self.echo(task.describe_epoch(row))
         if self.stopper.signum is not None and epoch < (trainer.max_epochs or 0):
             self.stop(trainer, f"the end of epoch {epoch}")
+
+    def limit_reached(self, trainer: L.Trainer, task: Any) -> bool:
+        """Whether --max-steps ends the run here. Set as `should_stop`, on which Lightning still validates; its own
+        max_steps would leave the last steps without a validation figure."""
+        limit: int = task.config.max_steps
+        return 0 < limit <= trainer.global_step
 
     def save(self, trainer: L.Trainer, task: Any, name: str) -> None:
         now = time.perf_counter()

@@ -96,7 +96,8 @@ def at_least(config: Any, least: float, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
-# What may change when a run is continued: nothing that alters the numbers of the steps already planned.
+# What may change when a run is continued: nothing that makes another model or another order of its data. (--epochs
+# stretches the cosine schedule; --layer, --threads and --device may change the last bits.)
 FREE_ON_RESUME = frozenset({"epochs", "max_steps", "out", "data", "threads", "device", "save_every", "log_every",
                             "progress", "layer", "sample", "compare", "eval_batch_size"})  # fmt: skip
 

@@ -32,9 +32,10 @@ class Task(L.LightningModule):
 
     name: str
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, data_mark: str) -> None:
         super().__init__()
         self.config = config
+        self.data_mark = data_mark  # tells whether a resumed run has the data it began with
         self.history: list[dict[str, float]] = []  # one row per finished epoch
         self.best = math.inf  # lowest validation loss so far
         self.plateau_factor = 1.0
@@ -91,6 +92,7 @@ class Task(L.LightningModule):
             "task": self.name,
             "config": dataclasses.asdict(self.config),
             "tokenizer": self.vocabulary_state(),
+            "data": self.data_mark,
             "versions": checkpoints.versions(),
             "run": {**run, "rng": rng, "extra": self.extra_state()},
         }
@@ -147,7 +149,6 @@ def fit(
         accelerator=accelerator(config.device),
         devices=1,
         max_epochs=config.epochs,
-        max_steps=config.max_steps,
         gradient_clip_val=config.clip or None,
         log_every_n_steps=max(1, min(config.log_every, len(train))),
         logger=CSVLogger(str(folder), name="metrics"),

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ class LmTask(Task):
     name = "lm"
     config: LmConfig
 
-    def __init__(self, config: LmConfig, vocabulary: Vocabulary, chars_per_token: float) -> None:
-        super().__init__(config)
+    def __init__(self, config: LmConfig, vocabulary: Vocabulary, data_mark: str, chars_per_token: float) -> None:
+        super().__init__(config, data_mark)
         self.vocabulary = vocabulary
         self.chars_per_token = chars_per_token  # of the validation text, for bits per character
         self.model = LanguageModel(config, len(vocabulary))
@@ -63,6 +64,7 @@ class LmTask(Task):
         self.train_sum[1] += targets.numel()
         self.sitting += targets.numel()
         self.log("train_loss", value, prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -183,6 +185,9 @@ def train_lm(
     ids = {"train": vocabulary.encode(corpus.train), "valid": vocabulary.encode(corpus.valid)}
     train = loader(ids["train"], config.batch_size, config.bptt, "training")
     valid = loader(ids["valid"], config.eval_batch_size, config.bptt, "validation", pad=True)
+    mark = f"{len(ids['train'])} tokens, crc32 {zlib.crc32(ids['train'].numpy().tobytes()):08x}"
+    if start is not None and head["data"] != mark:
+        raise UserError(f"--resume: the training text is not the one that {start} was trained on ({config.data})")
     if start is None:
         folder = run_folder(config.out, "lm", overwrite)
     else:
@@ -191,7 +196,7 @@ def train_lm(
     (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
     torch.manual_seed(config.seed)
-    task = LmTask(config, vocabulary, len(corpus.valid) / max(len(ids["valid"]), 1))
+    task = LmTask(config, vocabulary, mark, len(corpus.valid) / max(len(ids["valid"]), 1))
     describe(echo, config, corpus, vocabulary, ids, task.model)
     unigram = unigram_perplexity(ids["train"], ids["valid"], len(vocabulary))
     echo(f"a unigram model has valid ppl {unigram:.2f}")
