@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
-from fastrnn.backends.base import Weights
+from fastrnn.backends.base import Query, Weights
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import FORWARD, Problem, autocast, make_query, solve, zero_states
+from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty, solve, zero_states
+
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RecurrentCell(nn.RNNCellBase):
@@ -40,9 +43,9 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _weights(self) -> Weights:
         own = self._parameters
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         # A name that is not a parameter is an attribute: parametrized, pruned or weight-normed.
-        return Weights(*[own[name] if name in own else getattr(self, name) for name in names], None)  # type: ignore[misc]
+        tensors: list[Any] = [own[name] if name in own else getattr(self, name) for name in _NAMES]
+        return Weights._make([*tensors, None])
 
     def _cell(self) -> Cell:
         return CELLS[self._cell_name]
@@ -52,25 +55,30 @@ class RecurrentCell(nn.RNNCellBase):
             raise TypeError("lengths, resets: a cell takes neither, it runs one step")
         cell, w = self._cell(), self._weights()
         check.check_rank(input, (1, 2), "(I,) or (B, I)")
-        if torch.is_autocast_enabled(input.device.type):
+        if autocasts(input):
             input, hx, (w,) = autocast(input, hx, [w])
         batched = input.dim() == 2
-        x = input[None] if batched else input[None, None]  # (1, B, I)
+        x = input.unsqueeze(0) if batched else input[None, None]  # (1, B, I)
         check.check_input(x, w.w_ih, RuntimeError)
-        check.check_weights(cell, (w,), 1)
+        grad = check.check_weights(cell, (w,), 1)
         batch, hidden = x.shape[1], w.w_hh.shape[1]
         if hx is None:
             states = zero_states(cell, x, 1, batch, hidden, hidden)
         else:
             states = check.cell_hx(hx, cell.states)
-            check.check_states(states, x, (batch,) if batched else (), hidden, hidden)
-            states = tuple([a[None] if batched else a[None, None] for a in states])
-        return Problem(x, states, (w,), make_query(cell, x, states, (w,), 1, 1, batch))
+            grad |= check.check_states(states, input, (batch,) if batched else (), hidden, hidden)
+            states = tuple([a.unsqueeze(0) if batched else a[None, None] for a in states])
+        grad = (grad or x.requires_grad) and torch.is_grad_enabled()
+        features = x.shape[-1]
+        query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad)
+        return Problem(x, states, (w,), query)
 
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         problem, cell = self._prepare(input, hx), self._cell()
-        engine = choose(problem.query, self.backend).backend
-        finals = solve(engine, cell, problem, FORWARD, 0.0)[1]
+        if problem.query.B:
+            finals = solve(choose(problem.query, self.backend).backend, cell, problem, FORWARD, 0.0)[1]
+        else:
+            finals = empty(problem, 1)[1]
         if problem.query.dtype != input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
             finals = tuple([a.to(input.dtype) for a in finals])
         if input.dim() == 1:

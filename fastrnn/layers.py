@@ -15,7 +15,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import validation as check
-from fastrnn.backends import choose
+from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import Backend, Call, Query, Weights
 from fastrnn.cells import Cell
 from fastrnn.packing import Packing
@@ -51,8 +51,11 @@ def run(
 ) -> tuple[Any, States]:
     """What the modules and the functions above share; returns the output and the final states."""
     problem = prepare(cell, input, hx, weights, reverse, batch_first, lengths, resets)
-    engine = choose(problem.query, backend).backend
-    y, finals = solve(engine, cell, problem, reverse, dropout)
+    if problem.query.T and problem.query.B:
+        y, finals = solve(choose(problem.query, backend).backend, cell, problem, reverse, dropout)
+    else:  # nothing to run, so any backend will do
+        check_name(backend)
+        y, finals = empty(problem, len(reverse))
     if problem.packed is not None:
         p = problem.packed
         if p.unsorted_indices is not None:
@@ -77,7 +80,7 @@ def prepare(
     packed = input if isinstance(input, PackedSequence) else None
     x: Tensor = input.data if packed is not None else input  # type: ignore[assignment]
     first, streams = weights[0], len(reverse)
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         x, hx, weights = autocast(x, hx, weights)
         first = weights[0]
     batched = True
@@ -91,7 +94,7 @@ def prepare(
             raise RuntimeError(f"input: expected a PackedSequence with data of 2 dimensions, got {check.shape(x)}")
         steps, batch = packed.batch_sizes.numel(), int(packed.batch_sizes[0])
     check.check_input(x, first.w_ih)
-    check.check_weights(cell, weights, streams)
+    grad = check.check_weights(cell, weights, streams)
     rows, out = first.w_hh.shape
     hidden = rows // cell.gates
     lead = len(weights)
@@ -99,11 +102,11 @@ def prepare(
         states = zero_states(cell, x, lead, batch, hidden, out)
     else:
         states = check.hx_tuple(hx, cell.states, 3 if batched else 2)
-        check.check_states(states, x, (lead, batch) if batched else (lead,), hidden, out)
+        grad |= check.check_states(states, x, (lead, batch) if batched else (lead,), hidden, out)
         if not batched:
-            states = tuple(a.unsqueeze(1) for a in states)
+            states = tuple([a.unsqueeze(1) for a in states])
         elif packed is not None and packed.sorted_indices is not None:
-            states = tuple(a.index_select(1, packed.sorted_indices) for a in states)
+            states = tuple([a.index_select(1, packed.sorted_indices) for a in states])
     if lengths is not None:
         if packed is not None:
             raise ValueError("lengths: expected None with a PackedSequence, which has its own")
@@ -114,52 +117,44 @@ def prepare(
         if packed is not None and packed.sorted_indices is not None:
             resets = resets.index_select(1, packed.sorted_indices)
     ragged = packed is not None or lengths is not None
-    query = make_query(cell, x, states, weights, streams, steps, batch, ragged, resets is not None)
-    return Problem(x, states, weights, query, packed, lengths, resets)
-
-
-def make_query(
-    cell: Cell,
-    x: Tensor,
-    states: States,
-    weights: Sequence[Weights],
-    streams: int,
-    steps: int,
-    batch: int,
-    ragged: bool = False,
-    resets: bool = False,
-) -> Query:
-    rows, out = weights[0].w_hh.shape
-    hidden = rows // cell.gates
-    grad = torch.is_grad_enabled() and _any_requires_grad(x, states, weights)
-    features = x.shape[-1]
-    return Query(
-        cell.name, x.device.type, x.dtype, steps, batch, features, hidden, out, streams, grad, ragged, resets
+    query = Query(
+        cell.name,
+        x.device.type,
+        x.dtype,
+        steps,
+        batch,
+        x.shape[-1],
+        hidden,
+        out,
+        streams,
+        (grad or x.requires_grad) and torch.is_grad_enabled(),
+        packed is not None or lengths is not None,
+        resets is not None,
     )
+    return Problem(x, states, weights, query, packed, lengths, resets)
 
 
 def zero_states(cell: Cell, x: Tensor, lead: int, batch: int, hidden: int, out: int) -> States:
     h = x.new_zeros(lead, batch, out)
-    return (h,) if cell.states == 1 else (h, x.new_zeros(lead, batch, hidden))
-
-
-def _any_requires_grad(x: Tensor, states: States, weights: Sequence[Weights]) -> bool:
-    if x.requires_grad:
-        return True
-    for w in weights:
-        for tensor in w:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return any(a.requires_grad for a in states)
+    if cell.states == 1:
+        return (h,)
+    return h, h if hidden == out else x.new_zeros(lead, batch, hidden)  # nobody writes to them
 
 
 def _resets(
-    resets: Any, steps: int, batch: int, batched: bool, batch_first: bool, device: torch.device
+    resets: Tensor, steps: int, batch: int, batched: bool, batch_first: bool, device: torch.device
 ) -> Tensor:  # (T, B)
     check.check_resets(resets, ((batch, steps) if batch_first else (steps, batch)) if batched else (steps,), device)
     if not batched:
         return resets.unsqueeze(1)
     return resets.t() if batch_first else resets
+
+
+def autocasts(x: Any) -> bool:
+    if not torch._C._is_any_autocast_enabled():  # as torch.nn asks
+        return False
+    kind = x.device.type if isinstance(x, Tensor) else "cpu"
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def autocast(x: Tensor, hx: Any, weights: Sequence[Weights]) -> tuple[Tensor, Any, Sequence[Weights]]:
@@ -179,8 +174,6 @@ def solve(
 ) -> tuple[Tensor, States]:
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
     x, states, weights, query, packed, lengths, resets = problem
-    if not (query.T and query.B):
-        return _empty(problem, len(reverse))
     if not query.ragged:
         return _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
     if packed is not None:
@@ -200,7 +193,7 @@ def _solve_packed(
     assert packed is not None
     sizes = packed.batch_sizes
     if int(sizes[-1]) == query.B:  # all of one length: the rows lie as those of a padded batch
-        x = x.unflatten(0, (query.T, query.B))
+        x = x.view(query.T, query.B, query.I)
         y, finals = _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
         return y.flatten(0, 1), finals
     packing = None
@@ -212,9 +205,7 @@ def _solve_packed(
     assert packing is not None
     resets = None if resets is None else packing.unpack(resets)
     lengths = packing.lengths.to(x.device)
-    y, finals = _layers(
-        engine, cell, packing.unpack(x), states, weights, reverse, dropout, lengths, None, resets
-    )
+    y, finals = _layers(engine, cell, packing.unpack(x), states, weights, reverse, dropout, lengths, None, resets)
     return packing.pack(y), finals
 
 
@@ -228,7 +219,7 @@ def _solve_lengths(
     if packing.batch_sizes.numel() == query.T and int(packing.batch_sizes[-1]) == query.B:  # none is shorter
         return _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
     if not packing.batch_sizes.numel():
-        return _empty(problem, len(reverse))
+        return empty(problem, len(reverse))
     live = int(packing.batch_sizes[0])
     states = tuple(packing.sort(a) for a in states)
     idle = tuple(a[:, live:] for a in states)  # rows of length zero, which come out as they went in
@@ -277,7 +268,7 @@ def _layers(
     return x, tuple(torch.cat(layers) for layers in zip(*collected, strict=True))
 
 
-def _empty(problem: Problem, streams: int) -> tuple[Tensor, States]:
+def empty(problem: Problem, streams: int) -> tuple[Tensor, States]:
     """No token at all: zeros (if anything), the states as they came, and zero gradients for whoever asks."""
     query = problem.query
     y = problem.x.new_zeros(query.T, query.B, streams * query.P)

@@ -22,7 +22,7 @@ class Packing(NamedTuple):
     order: Tensor  # (B,): batch row that stands at each packed position, longest first
     lengths: Tensor  # (B,): in the packed order, on the CPU
     batch_sizes: Tensor  # (longest,) int64, on the CPU
-    index: Tensor  # (N,): row of the flattened padded batch, per packed row
+    rows: Tensor  # (N,): row of the flattened padded batch, per packed row
 
     @staticmethod
     def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Packing:
@@ -47,12 +47,12 @@ class Packing(NamedTuple):
 
     def pack(self, padded: Tensor) -> Tensor:
         """(T, B, ...) to (N, ...)."""
-        rows: Tensor = _Pack.apply(padded, self)
-        return rows
+        packed: Tensor = _Pack.apply(padded, self)  # type: ignore[no-untyped-call]
+        return packed
 
     def unpack(self, rows: Tensor) -> Tensor:
         """(N, ...) to (T, B, ...), zero where there is no token."""
-        padded: Tensor = _Unpack.apply(rows, self)
+        padded: Tensor = _Unpack.apply(rows, self)  # type: ignore[no-untyped-call]
         return padded
 
     def sort(self, states: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return padded.flatten(0, 1).index_select(0, packing.index)
+        return padded.flatten(0, 1).index_select(0, packing.rows)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
-        return _Unpack.apply(d, ctx.packing), None
+        return _Unpack.apply(d, ctx.packing), None  # type: ignore[no-untyped-call]
 
 
 class _Unpack(torch.autograd.Function):
@@ -83,11 +83,11 @@ class _Unpack(torch.autograd.Function):
         ctx.packing = packing
         steps, batch = packing.steps, packing.order.numel()
         padded = rows.new_zeros(steps * batch, *rows.shape[1:])
-        return padded.index_copy_(0, packing.index, rows).unflatten(0, (steps, batch))
+        return padded.index_copy_(0, packing.rows, rows).view(steps, batch, *rows.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
-        return _Pack.apply(d, ctx.packing), None
+        return _Pack.apply(d, ctx.packing), None  # type: ignore[no-untyped-call]
 
 
 def previous_rows(call: Call, reverse: bool) -> Tensor:

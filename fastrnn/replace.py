@@ -40,7 +40,9 @@ class Report(list[Swap]):
         lines = [f"{len(self)} swapped, {len(self.skipped)} skipped"]
         for mark, swaps in (("swapped", self), ("skipped", self.skipped)):
             for s in swaps:
-                lines.append(f"  {mark} {s.name or '(the model itself)'}: {s.kind}" + (f" ({s.note})" if s.note else ""))
+                lines.append(
+                    f"  {mark} {s.name or '(the model itself)'}: {s.kind}" + (f" ({s.note})" if s.note else "")
+                )
         return "\n".join(lines)
 
 

@@ -54,30 +54,34 @@ def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueErr
         raise RuntimeError(f"input: expected the weights' device {w_ih.device}, got {x.device}")
 
 
-def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> None:
-    """Shapes, dtypes and devices of all weights against one another."""
+def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> bool:
+    """Shapes, dtypes and devices of all weights against one another; says whether one requires a gradient."""
     first = weights[0]
     rows, out = first.w_hh.shape
     dtype, device, features = first.w_ih.dtype, first.w_ih.device, first.w_ih.shape[1]
-    has_bias, projects = first.b_ih is not None, first.w_hr is not None
-    ok = rows % cell.gates == 0 and (projects or rows == out * cell.gates)
-    for k, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
+    matrix, vector, grad = (rows, out), (rows,), False
+    expected = ((rows, features), matrix, *_optional(first, vector, (out, rows // cell.gates)))
+    if rows % cell.gates or (first.w_hr is None and rows != out * cell.gates):
+        _refuse_weights(cell, 0, first, first, features, streams)
+    for k, w in enumerate(weights):
         if k == streams:
             features = streams * out
-        ok = ok and w_ih.shape == (rows, features) and w_hh.shape == (rows, out)
-        ok = ok and w_ih.dtype == dtype == w_hh.dtype and w_ih.device == device == w_hh.device
-        for b in (b_ih, b_hh):
-            if b is None:
-                ok = ok and not has_bias
-            else:
-                ok = ok and has_bias and b.shape == (rows,) and b.dtype == dtype and b.device == device
-        if w_hr is None:
-            ok = ok and not projects
-        else:
-            ok = ok and projects and w_hr.shape == (out, rows // cell.gates) and w_hr.dtype == dtype
-            ok = ok and w_hr.device == device
-        if not ok:
-            _refuse_weights(cell, k, weights[k], first, features, streams)
+            expected = ((rows, features), *expected[1:])
+        for tensor, want in zip(w, expected):  # noqa: B905  both have five entries, and strict costs time
+            if tensor is None:
+                if want is not None:
+                    _refuse_weights(cell, k, w, first, features, streams)
+            elif tensor.shape != want or tensor.dtype is not dtype or tensor.device != device:
+                _refuse_weights(cell, k, w, first, features, streams)
+            elif tensor.requires_grad:
+                grad = True
+    return grad
+
+
+def _optional(w: Weights, vector: tuple[int], projection: tuple[int, int]) -> tuple[tuple[int, ...] | None, ...]:
+    """Shapes expected of b_ih, b_hh and w_hr, None where the first stream has none."""
+    bias = None if w.b_ih is None else vector
+    return bias, bias, None if w.w_hr is None else projection
 
 
 def _refuse_weights(cell: Cell, k: int, w: Weights, first: Weights, features: int, streams: int) -> None:
@@ -139,22 +143,29 @@ def cell_hx(hx: Any, count: int) -> tuple[Tensor, ...]:
     return states
 
 
-def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...], hidden: int, out: int) -> None:
-    """Each state's shape, `lead` and then P (h) or H (the others), and its dtype and device against the input's."""
+def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...], hidden: int, out: int) -> bool:
+    """Each state's shape, `lead` and then P (h) or H (the others), and its dtype and device against the input's.
+
+    Says whether one requires a gradient.
+    """
+    want, grad = (*lead, out), False
+    dtype, device = like.dtype, like.device
     for k, state in enumerate(states):
-        size = out if k == 0 else hidden
-        if state.shape != (*lead, size):
-            raise RuntimeError(f"{STATE_NAMES[k]}: expected shape {(*lead, size)}, got {shape(state)}")
-        if state.dtype != like.dtype:
-            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's dtype {like.dtype}, got {state.dtype}")
-        if state.device != like.device:
-            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's device {like.device}, got {state.device}")
+        if state.shape != want:
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected shape {want}, got {shape(state)}")
+        if state.dtype is not dtype:
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's dtype {dtype}, got {state.dtype}")
+        if state.device != device:
+            raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's device {device}, got {state.device}")
+        if state.requires_grad:
+            grad = True
+        want = (*lead, hidden)
+    return grad
 
 
-def as_lengths(lengths: Any, batch: int, batched: bool) -> Tensor:
+def as_lengths(values: Any, batch: int, batched: bool) -> Tensor:
     """`lengths` as an integer tensor (B,)."""
-    if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=torch.int64) if _all_ints(lengths) else torch.as_tensor(lengths)
+    lengths: Tensor = values if isinstance(values, Tensor) else torch.tensor(values)
     if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
     if not batched and lengths.dim() == 0:
@@ -162,12 +173,6 @@ def as_lengths(lengths: Any, batch: int, batched: bool) -> Tensor:
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape {(batch,)}, one per batch row, got {shape(lengths)}")
     return lengths
-
-
-def _all_ints(values: Any) -> bool:
-    if isinstance(values, int):
-        return not isinstance(values, bool)
-    return isinstance(values, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
 def check_length_range(lengths: Tensor, steps: int) -> None:

@@ -9,6 +9,11 @@ import fastrnn
 __all__ = ["usable_backends"]
 
 
+def pytest_configure(config):
+    # torch.nn's own, once per process: whichever test meets it first
+    config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

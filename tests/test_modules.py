@@ -59,7 +59,6 @@ def test_sizes(backend, kind, sizes):
     compare(kind, ours, theirs, lambda: ours(x, hx), lambda: theirs(x, hx), inputs_of(x, hx))
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch.nn's own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["uni", "bi"])
@@ -144,7 +143,13 @@ def test_gradient_of_one_output_alone(backend, kind, which):
 
     def used(module):  # the last layer's c_n depends on everything, its h_n through w_hr too
         loss = (one(module) ** 2).sum()
-        return dict(zip(dict(module.named_parameters()), torch.autograd.grad(loss, list(module.parameters()), allow_unused=True), strict=True))
+        return dict(
+            zip(
+                dict(module.named_parameters()),
+                torch.autograd.grad(loss, list(module.parameters()), allow_unused=True),
+                strict=True,
+            )
+        )
 
     want = used(theirs)
     for name, g in used(ours).items():
@@ -175,10 +180,7 @@ def test_frozen_parts(backend, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
 def test_gradcheck_twice(kind, ragged):
-    if ragged:
-        extra = {"lengths": torch.tensor([3, 1])}
-    else:
-        extra = {}
+    extra = {"lengths": torch.tensor([3, 1])} if ragged else {}
     module = pair(kind, 2, 3, bidirectional=True, **({"proj_size": 2} if kind == "lstm_proj" else {}))[1]
     names = [n for n, _ in module.named_parameters()]
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)

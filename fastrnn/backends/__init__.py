@@ -65,7 +65,7 @@ def _choose(query: Query, name: str) -> Choice:
         if why_not is not None:
             raise RuntimeError(f"backend {name!r} cannot run this call: {why_not}")
         return Choice(BACKENDS[name], "asked for by name")
-    skipped = []
+    skipped: list[str] = []
     for candidate in BACKENDS.values():
         why_not = candidate.unsupported(query)
         if why_not is None:
