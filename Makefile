@@ -36,14 +36,14 @@ format: .venv/.lint
 	$(if $(sources),$(BIN)/clang-format -i $(sources))
 
 # The engine and its tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.
-SANITIZED_TESTS ?= tests
+SANITIZED_TESTS ?= $(wildcard tests/test_cpu*.py)
 sanitize: .venv/.installed
 	rm -rf build/sanitized
 	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .
 	cp -r tests benchmarks pyproject.toml build/sanitized
 	cd build/sanitized && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
-	  $(CURDIR)/$(BIN)/pytest -p no:cacheprovider -m "engine and not slow" $(SANITIZED_TESTS) $(ARGS)
+	  $(CURDIR)/$(BIN)/pytest -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
 
 wheel: .venv/.lint
 	$(BIN)/python -m build
