@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
-from fastrnn.backends.base import Query, Weights
+from fastrnn.backends.base import Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty, solve, zero_states
-
+from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty, zero_states
+from fastrnn.recurrence import recurrence
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -74,16 +74,18 @@ class RecurrentCell(nn.RNNCellBase):
         return Problem(x, states, (w,), query)
 
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
-        problem, cell = self._prepare(input, hx), self._cell()
-        if problem.query.B:
-            finals = solve(choose(problem.query, self.backend).backend, cell, problem, FORWARD, 0.0)[1]
+        problem = self._prepare(input, hx)
+        x, states, weights, query = problem[:4]
+        if query.B:
+            engine = choose(query, self.backend).backend
+            finals = recurrence(engine, Call(self._cell(), x, states, tuple(weights), FORWARD)).finals
         else:
             finals = empty(problem, 1)[1]
-        if problem.query.dtype != input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
+        if query.dtype is not input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
             finals = tuple([a.to(input.dtype) for a in finals])
         if input.dim() == 1:
             return tuple([a[0, 0] for a in finals])
-        return tuple([a[0] for a in finals])
+        return tuple([a.squeeze(0) for a in finals])
 
 
 class RNNCell(RecurrentCell):

@@ -116,7 +116,6 @@ def prepare(
         resets = _resets(resets, steps, batch, batched, batch_first and packed is None, x.device)
         if packed is not None and packed.sorted_indices is not None:
             resets = resets.index_select(1, packed.sorted_indices)
-    ragged = packed is not None or lengths is not None
     query = Query(
         cell.name,
         x.device.type,
