@@ -108,14 +108,9 @@ def prepare(
         elif packed is not None and packed.sorted_indices is not None:
             states = tuple([a.index_select(1, packed.sorted_indices) for a in states])
     if lengths is not None:
-        if packed is not None:
-            raise ValueError("lengths: expected None with a PackedSequence, which has its own")
-        lengths = check.as_lengths(lengths, batch, batched)
-        check.check_length_range(lengths, steps)
+        lengths = _lengths(lengths, steps, batch, batched, packed)
     if resets is not None:
-        resets = _resets(resets, steps, batch, batched, batch_first and packed is None, x.device)
-        if packed is not None and packed.sorted_indices is not None:
-            resets = resets.index_select(1, packed.sorted_indices)
+        resets = _resets(resets, steps, batch, batched, batch_first, x.device, packed)
     query = Query(
         cell.name,
         x.device.type,
@@ -140,12 +135,29 @@ def zero_states(cell: Cell, x: Tensor, lead: int, batch: int, hidden: int, out: 
     return h, h if hidden == out else x.new_zeros(lead, batch, hidden)  # nobody writes to them
 
 
+def _lengths(lengths: Any, steps: int, batch: int, batched: bool, packed: PackedSequence | None) -> Tensor:  # (B,)
+    if packed is not None:
+        raise ValueError("lengths: expected None with a PackedSequence, which has its own")
+    checked = check.as_lengths(lengths, batch, batched)
+    check.check_length_range(checked, steps)
+    return checked
+
+
 def _resets(
-    resets: Tensor, steps: int, batch: int, batched: bool, batch_first: bool, device: torch.device
-) -> Tensor:  # (T, B)
+    resets: Tensor,
+    steps: int,
+    batch: int,
+    batched: bool,
+    batch_first: bool,
+    device: torch.device,
+    packed: PackedSequence | None,
+) -> Tensor:  # (T, B), in the order of x
+    batch_first = batch_first and packed is None
     check.check_resets(resets, ((batch, steps) if batch_first else (steps, batch)) if batched else (steps,), device)
     if not batched:
         return resets.unsqueeze(1)
+    if packed is not None and packed.sorted_indices is not None:
+        return resets.index_select(1, packed.sorted_indices)
     return resets.t() if batch_first else resets
 
 

@@ -19,6 +19,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def poisoned():
+    """New memory holds NaN (largest value for integers), so that what a backend fails to write shows."""
+    torch.use_deterministic_algorithms(True)  # with torch.utils.deterministic.fill_uninitialized_memory, its default
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=usable_backends())
 def backend(request):
     """Each backend that works on this machine, in turn, asked for by name."""

@@ -42,6 +42,14 @@ def pair(kind: str, *args: Any, dtype: torch.dtype = torch.float64, seed: int = 
     return made[0], made[1]
 
 
+def both(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """torch.nn's class of this name and ours, made from the same seed."""
+    torch.manual_seed(3)
+    theirs = getattr(nn, name)(*args, **kwargs)
+    torch.manual_seed(3)
+    return theirs, getattr(fastrnn, name)(*args, **kwargs)
+
+
 def random_states(module: Any, batch: int | None = B, dtype: torch.dtype = torch.float64, grad: bool = True) -> Any:
     """hx for `module`; batch None for unbatched input."""
     lead = module.num_layers * (2 if module.bidirectional else 1)

@@ -25,6 +25,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastrnn
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = list(itertools.product(KINDS, (1, 2, 3), (False, True)))
 
 

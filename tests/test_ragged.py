@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import fastrnn
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 LENGTHS = {
     "mixed": [3, 7, 1, 6, 6],
     "zero rows": [0, 5, 0, 7, 2],

@@ -39,7 +39,10 @@ def check_name(name: str) -> str:
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context, modules whose own `backend` is "auto" run on the backend `name`."""
+    """Within this context, modules whose own `backend` is "auto" run on the backend `name`.
+
+    It holds for the thread (or asyncio task) that enters it, and not for others that this one starts.
+    """
     token = _requested.set(check_name(name))
     try:
         yield
