@@ -1,0 +1,168 @@
+"""A run that was stopped, killed or cut short goes on as if it had never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="needs the extra [train]")
+
+from text_support import TEXT, config, one_thread, quiet
+
+from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
+from fastrnn.text import checkpoint as checkpoints
+from fastrnn.text.tasks.lm import LmTask
+
+__all__ = ["config", "one_thread"]  # fixtures
+
+
+def final_state(folder) -> dict:
+    """What must be equal bit for bit: weights, optimiser, RNG, carried state, and losses of every epoch."""
+    saved = checkpoints.load(folder / "last.ckpt")
+    run = saved["fastrnn"]["run"]
+    history = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run["history"]]
+    return {
+        "weights": saved["state_dict"],
+        "optimizer": saved["optimizer_states"],
+        "rng": run["rng"],
+        "extra": run["extra"],
+        "history": history,
+        "step": saved["global_step"],
+    }
+
+
+def assert_identical(a, b, where="checkpoint"):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Calls `action` once, in the course of training step number `step` (from 0)."""
+    plain, done = LmTask.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == step and not done:
+            done.append(True)
+            action()
+        return plain(self, batch, batch_idx)
+
+    monkeypatch.setattr(LmTask, "training_step", training_step)
+
+
+STEPS = 50  # an epoch of `config`; test_resume_equals_uninterrupted checks it
+
+
+@pytest.mark.parametrize(
+    ("step", "signum"),
+    [(20, signal.SIGTERM), *[(s, signal.SIGINT) for s in (0, 20, STEPS - 1, STEPS, STEPS + 30, 2 * STEPS - 2)]],
+)
+def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, step, signum):
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train_lm(whole, echo=quiet)
+    expected = final_state(tmp_path / "whole")
+    assert expected["step"] == 2 * STEPS
+    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signum))
+    with pytest.raises(Interrupted, match="continue with --resume") as stopped:
+        train_lm(config, echo=quiet)
+    assert stopped.value.signum == signum
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == step + 1
+    train_lm(LmConfig(), resume=str(tmp_path / "run"), echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), expected)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_after_a_crash_goes_on_from_the_last_saved_step(config, tmp_path, monkeypatch):
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    at_step(monkeypatch, STEPS + 17, crash)
+    config = dataclasses.replace(config, save_every=10)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_lm(config, echo=quiet)
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
+    train_lm(config, resume="auto", given={"out": config.out}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("rule", ["constant", "plateau"])
+def test_a_finished_run_can_be_lengthened(config, tmp_path, rule):
+    config = dataclasses.replace(config, schedule=rule, lr=0.2, optimizer="sgd")
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole"), epochs=4), echo=quiet)
+    train_lm(config, echo=quiet)
+    train_lm(config, resume=config.out, given={"epochs": 4}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("limit", [30, STEPS, STEPS + 30])
+def test_max_steps_ends_with_a_validation_and_the_run_can_be_lengthened(config, tmp_path, limit):
+    config = dataclasses.replace(config, schedule="constant")
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    short = train_lm(dataclasses.replace(config, max_steps=limit), echo=quiet)
+    assert short.history[-1]["step"] == limit
+    assert len(short.history) == math.ceil(limit / STEPS)
+    again = train_lm(config, resume=config.out, echo=quiet)
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == limit, "the limit holds when resumed"
+    assert again.valid.loss == short.valid.loss
+    train_lm(config, resume=config.out, given={"max_steps": -1}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+def test_resume_refuses_another_text(config, tmp_path):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    (tmp_path / "text.txt").write_text(TEXT.replace("fox", "cat"))
+    with pytest.raises(UserError, match="the training text is not the one"):
+        train_lm(config, resume=config.out, echo=quiet)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / name
+        train_lm(dataclasses.replace(config, seed=seed, epochs=1, out=str(out)), echo=quiet)
+        runs[name] = final_state(out)
+    assert_identical(runs["a"], runs["b"])
+    assert runs["a"]["history"] != runs["c"]["history"]
+
+
+def test_resume_refuses_other_options_and_missing_runs(config, tmp_path):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    with pytest.raises(UserError, match="--hidden-size 99 differs from the 12"):
+        train_lm(config, resume=config.out, given={"hidden_size": 99}, echo=quiet)
+    with pytest.raises(UserError, match="no checkpoint there"):
+        train_lm(config, resume=str(tmp_path / "nowhere"), echo=quiet)
+    with pytest.raises(UserError, match="holds a run already"):
+        train_lm(config, echo=quiet)
+    with pytest.raises(UserError, match="--resume needs the run"):
+        train_lm(dataclasses.replace(config, out=None), resume="auto", echo=quiet)
+
+
+def test_full_disk_keeps_the_old_checkpoint(config, tmp_path, monkeypatch):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be written: .*No space left.*what was there is kept"):
+        train_lm(config, resume=config.out, given={"epochs": 2}, echo=quiet)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*"))
