@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
-sources := $(shell find csrc -name '*.h' -o -name '*.cpp')
+sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test slow bench lint format sanitize wheel clean
@@ -36,7 +36,7 @@ format: .venv/.lint
 	$(if $(sources),$(BIN)/clang-format -i $(sources))
 
 # The engine and its tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.
-SANITIZED_TESTS ?= $(wildcard tests/test_cpu*.py)
+SANITIZED_TESTS ?= $(wildcard tests/test_cpu*.py tests/test_engine*.py)
 sanitize: .venv/.installed
 	rm -rf build/sanitized
 	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .
