@@ -23,7 +23,7 @@ class RunConfig:
     """What every training task shares."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = option("adamw", "optimiser")
-    lr: float = option(0.003, "learning rate at its highest")
+    lr: float = option(0.004, "learning rate at its highest")
     weight_decay: float = option(0.0, "weight decay")
     clip: float = option(1.0, "largest gradient norm; 0 switches clipping off")
     epochs: int = option(6, "passes over the training text")

@@ -49,6 +49,7 @@ class LmTask(Task):
         self.valid_state: State | None = None
         self.clock = time.perf_counter()
         self.sitting = 0.0  # tokens trained since `clock`
+        self.sitting_seconds = 0.0  # from `clock` to the validation
 
     def on_train_epoch_start(self) -> None:
         self.state, self.train_sum = None, [0.0, 0.0]
@@ -69,6 +70,7 @@ class LmTask(Task):
 
     def on_validation_epoch_start(self) -> None:
         self.valid_state, self.valid_sum = None, [0.0, 0.0]
+        self.sitting_seconds = time.perf_counter() - self.clock
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
@@ -82,14 +84,13 @@ class LmTask(Task):
         self.log_dict({"valid_loss": loss, "valid_ppl": perplexity(loss)})
 
     def end_epoch(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.clock
         loss = self.valid_sum[0] / self.valid_sum[1]
         return {
             "train_loss": self.train_sum[0] / self.train_sum[1],
             "valid_loss": loss,
             "valid_ppl": perplexity(loss),
             "valid_bits_per_char": loss / math.log(2) / self.chars_per_token,
-            "tokens_per_s": self.sitting / seconds,
+            "tokens_per_s": self.sitting / self.sitting_seconds,
         }
 
     def describe_epoch(self, row: dict[str, float]) -> str:
@@ -231,7 +232,7 @@ def finish(task: LmTask, corpus: Corpus, ids: dict[str, Tensor], unigram: float,
     config, vocabulary = task.config, task.vocabulary
     model, _, _ = load_model(folder / BEST)
     valid = evaluate_stream(model, ids["valid"], config.eval_batch_size, config.bptt, len(corpus.valid))
-    echo(f"valid: {valid.describe(config.level)}; {unigram / valid.ppl:.1f} times less than the unigram model's")
+    echo(f"valid: {valid.describe(config.level)}; a unigram model has {unigram:.2f}")
     test = None
     if corpus.test is not None:
         test_ids = vocabulary.encode(corpus.test)
