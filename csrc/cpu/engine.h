@@ -1,0 +1,78 @@
+// The engine's interface: plain structs and one function table per instruction set.
+//
+// Symbols: T steps, B batch, I inputs, H units, P outputs (P = H without a projection), S streams
+// (directions), N rows: T * B, or the tokens of a packed batch. G, D, V: the cell's gates, gate
+// gradients and tape. "E" is the storage type of the call, "A" its arithmetic type: float for
+// storage of 16 and 32 bits, double for 64. Every array is contiguous and aligned to its elements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn {
+
+enum class CellId : int { Lstm, Gru, RnnTanh, RnnRelu, Count };
+enum class DType : int { Float32, Float64, BFloat16, Float16, Count };
+
+struct StreamWeights {
+  const void* w_ih;  // (G*H, I)  E
+  const void* w_hh;  // (G*H, P)  E
+  const void* b_ih;  // (G*H)     E, or null
+  const void* b_hh;  // (G*H)     E, or null
+  const void* w_hr;  // (P, H)    E, or null without projection
+};
+
+struct Problem {
+  int64_t T, B, I, H, P, S;
+  const int64_t* batch_sizes;  // (T), not increasing; null: every step has B rows
+  const uint8_t* resets;       // (N), or null
+  const uint8_t* reverse;      // (S)
+  const StreamWeights* weights;  // (S)
+  const void* x;   // (N, I)     E
+  const void* h0;  // (S, B, P)  E, or null for zeros
+  const void* c0;  // (S, B, H)  E, or null for zeros
+  int threads;
+};
+
+struct ForwardArgs : Problem {
+  void* y;     // (N, S*P)      E
+  void* hn;    // (S, B, P)     E
+  void* cn;    // (S, B, H)     E, for cells with c
+  void* tape;  // (S, N, V*H)   A, or null when no backward follows
+  void* c;     // (S, N, H)     A, likewise
+  void* m;     // (S, N, H)     A, likewise, with a projection: what it is applied to
+};
+
+struct BackwardArgs : Problem {
+  const void* y;     // as forward left them
+  const void* tape;
+  const void* c;
+  const void* dy;    // (N, S*P)     E
+  const void* dhn;   // (S, B, P)    E, or null for zeros
+  const void* dcn;   // (S, B, H)    E, or null for zeros
+  void* dgates;      // (S, N, D*H)  E; may be the tape itself where the two have one size and type
+  void* dh0;         // (S, B, P)    E
+  void* dc0;         // (S, B, H)    E, for cells with c
+  void* dh;          // (S, N, P)    E, with a projection: the whole gradient of h
+  void* dx;          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
+};
+
+using ForwardFunction = void (*)(const ForwardArgs&);
+using BackwardFunction = void (*)(const BackwardArgs&);
+
+struct Kernels {
+  ForwardFunction forward[int(CellId::Count)][int(DType::Count)];
+  BackwardFunction backward[int(CellId::Count)][int(DType::Count)];
+};
+
+const Kernels& kernels();      // those of the chosen instruction set
+const char* isa();             // its name
+int isas(const char** names);  // all that this machine can run, best first; returns their number
+
+// Scratch memory of the calling thread, kept from call to call; aligned to 64 bytes.
+void* workspace(size_t bytes);
+
+// Runs body(thread, arg) on `threads` threads at once, or returns false without having run any.
+bool run_parallel(int threads, void (*body)(int, void*), void* arg);
+
+}  // namespace fastrnn

@@ -1,0 +1,324 @@
+// The time loop, forward, for any cell.
+//
+// Each thread owns a stream's share of batch rows and of units. It goes through time in chunks: the
+// input product of all steps of a chunk at once (so that W_ih is read once for many rows), then step
+// by step the recurrent product, the cell on the accumulators, and one store of everything. A chunk
+// is small, so its input product never leaves the cache.
+#pragma once
+
+#include "cpu/share.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+template <class C, class T, class E>
+class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
+  using Base = Driver<Forward, C, ForwardArgs, T, E>;
+  friend Base;
+  using typename Base::V;
+  using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_, Base::rows_,
+      Base::chunk_;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow;
+  using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
+  static constexpr int kBlock = G == 1 ? 4 : 1;  // granules per register tile
+
+  Forward(const ForwardArgs& a, Plan p)
+      : Base(a, p) {}
+
+  void carve(Carver& m) {
+    Base::carve_common(m);
+    const int64_t S = a_.S, B = a_.B;
+    bias_ = m.template take<T>(S * D * gu_ * W);
+    w_ih_ = m.template take<T>(unpacked_ ? 0 : S * gu_ * a_.I * G * W);
+    w_hh_ = m.template take<T>(unpacked_ ? 0 : S * gu_ * a_.P * G * W);
+    w_hr_ = m.template take<T>(unpacked_ || !projected_ ? 0 : S * gp_ * a_.H * W);
+    h0_ = m.template take<T>(kNarrow ? S * B * a_.P : 0);
+    c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
+    h_ = m.template take<T>(kNarrow ? 2 * S * B * a_.P : 0);
+    c_ = m.template take<T>(NS > 1 && !a_.c ? S * B * a_.H : 0);
+    m_ = m.template take<T>(projected_ && !a_.m ? S * B * a_.H : 0);
+    privates_ = m.template take<Private>(plan_.threads());
+    for (int i = 0; i < plan_.threads(); ++i) {
+      Private p;
+      p.xg = m.template take<T>(chunk_ * (gu_ / plan_.units + 1) * G * W);
+      p.x = m.template take<T>(kNarrow ? chunk_ * a_.I : 0);
+      p.rows = m.template take<const T*>(chunk_);
+      p.h = m.template take<const T*>(batch_);
+      p.c = m.template take<const T*>(batch_);
+      if (privates_) privates_[i] = p;
+    }
+  }
+
+  struct Private {
+    T* xg;           // (rows of the chunk, units, G, W): the input product
+    T* x;            // (rows of the chunk, I), where x is narrow
+    const T** rows;  // the rows of x
+    const T** h;     // per batch row, h_{t-1} and c_{t-1} wherever they lie
+    const T** c;
+  };
+
+  // ---- before the loop: packing ------------------------------------------------------------------
+
+  void prepare(const Share& t) {
+    const StreamWeights& w = a_.weights[t.s];
+    const int64_t H = a_.H, P = a_.P, I = a_.I;
+    for (int64_t u = t.units.begin + t.part; u < t.units.end; u += plan_.batch) {
+      prepare_bias(t, u);
+      if (unpacked_) continue;
+      for (int g = 0; g < G; ++g) {
+        const int64_t row = g * H + u * W;
+        pack_rows(elements(w.w_ih) + row * I, I, I, lanes(u, H), packed_ih(t.s, u) + g * W, G * W);
+        pack_rows(elements(w.w_hh) + row * P, P, P, lanes(u, H), packed_hh(t.s, u) + g * W, G * W);
+      }
+    }
+    if (projected_ && !unpacked_)
+      for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch)
+        pack_rows(elements(w.w_hr) + u * W * H, H, H, lanes(u, P), w_hr_ + (t.s * gp_ + u) * H * W, W);
+    if constexpr (kNarrow) {
+      for (int64_t j = 0; j < t.count(a_.B); ++j) {
+        const int64_t at = t.s * a_.B + t.row(j);
+        if (a_.h0) convert(elements(a_.h0) + at * P, P, h0_ + at * P);
+        if (NS > 1 && a_.c0) convert(elements(a_.c0) + at * H, H, c0_ + at * H);
+      }
+    }
+  }
+
+  // One bias for x + r of a plain gate, two for a split one.
+  void prepare_bias(const Share& t, int64_t u) {
+    const StreamWeights& w = a_.weights[t.s];
+    const int n = lanes(u, a_.H);
+    for (int g = 0; g < G; ++g) {
+      const int64_t at = g * a_.H + u * W;
+      V x(T(0)), r(T(0));
+      if (w.b_ih) x = load(elements(w.b_ih) + at, n);
+      if (w.b_hh) r = load(elements(w.b_hh) + at, n);
+      store(bias(t.s, g, u), g < U ? x + r : x);
+      if (g >= U) store(bias(t.s, g + G - U, u), r);
+    }
+  }
+
+  T* bias(int64_t s, int gate, int64_t u) { return bias_ + ((s * D + gate) * gu_ + u) * W; }
+  T* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * gu_ + u) * a_.I * G * W; }
+  T* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * gu_ + u) * a_.P * G * W; }
+
+  // ---- the loop ----------------------------------------------------------------------------------
+
+  void stream(int id, const Share& t) {
+    const Private p = privates_[id];
+    for (int64_t j = 0; j < t.count(a_.B); ++j) {
+      const int64_t at = t.s * a_.B + t.row(j);
+      const T* h0 = kNarrow ? h0_ : static_cast<const T*>(a_.h0);
+      const T* c0 = kNarrow ? c0_ : static_cast<const T*>(a_.c0);
+      p.h[j] = a_.h0 ? h0 + at * a_.P : zero_;
+      p.c[j] = a_.c0 ? c0 + at * a_.H : zero_;
+    }
+    const Steps at = steps();
+    for (int64_t k = 0; k < a_.T;) {
+      int64_t rows = 0, end = k;
+      for (; end < a_.T; ++end) {
+        const int64_t n = t.count(at.active(time(t.s, end)));
+        if (end > k && rows + n > chunk_) break;
+        rows += n;
+      }
+      input_product(t, p, at, k, end);
+      for (const T* xg = p.xg; k < end; ++k) {
+        const int64_t n = t.count(at.active(time(t.s, k)));
+        step(t, p, at, k, n, xg);
+        xg += n * t.units.size() * G * W;
+      }
+    }
+    finals(t, p);
+  }
+
+  void input_product(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t end) {
+    int64_t rows = 0;
+    for (; k < end; ++k) {
+      const int64_t when = time(t.s, k), n = t.count(at.active(when));
+      for (int64_t j = 0; j < n; ++j, ++rows) {
+        const E* x = elements(a_.x) + at.row(when, t.row(j)) * a_.I;
+        if constexpr (kNarrow) {
+          convert(x, a_.I, p.x + rows * a_.I);
+          p.rows[rows] = p.x + rows * a_.I;
+        } else {
+          p.rows[rows] = x;
+        }
+      }
+    }
+    for_blocks<kBlock>(t.units, true, [&](auto block, int64_t u) {
+      constexpr int N = decltype(block)::value;
+      for_tiles<tile_rows(N * G)>(rows, [&](auto m, int64_t j) {
+        input_tile<decltype(m)::value, N>(t, p.rows + j, u,
+                                          p.xg + (j * t.units.size() + u - t.units.begin) * G * W);
+      });
+    });
+  }
+
+  template <int M, int N>
+  void input_tile(const Share& t, const T* const* rows, int64_t u, T* out) {
+    V acc[M][N * G];
+    const T* x[M];
+#pragma GCC unroll 1
+    for (int m = 0; m < M; ++m) {
+      x[m] = rows[m];
+      for (int v = 0; v < N * G; ++v) acc[m][v] = load(bias(t.s, v % G, u + v / G));
+    }
+    add_product(acc, x, elements(a_.weights[t.s].w_ih), w_ih_ ? packed_ih(t.s, u) : nullptr, u, a_.I);
+#pragma GCC unroll 1
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < N * G; ++v) store(out + m * t.units.size() * G * W + v * W, acc[m][v]);
+  }
+
+  // acc += x . w^T, from the packed weights or, for few rows, from where they lie.
+  template <int M, int NV>
+  FASTRNN_INLINE void add_product(V (&acc)[M][NV], const T* const (&x)[M], const E* w, const T* packed, int64_t u,
+                                  int64_t K) {
+    if (unpacked_) {
+#pragma GCC unroll 1
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 1
+        for (int v = 0; v < NV; ++v) {
+          const int64_t granule = u + v / G;
+          acc[m][v] = acc[m][v] + dots(x[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
+        }
+    } else {
+      const T* b[NV];
+      for (int v = 0; v < NV; ++v) b[v] = packed + (v / G * K * G + v % G) * W;
+      product(acc, x, b, G * W, K);
+    }
+  }
+
+  void step(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t n, const T* xg) {
+    const int64_t when = time(t.s, k);
+    if (a_.resets)
+      for (int64_t j = 0; j < n; ++j)
+        if (at.previous(when, t.row(j), a_.reverse[t.s]) == -2) p.h[j] = p.c[j] = zero_;
+    for_blocks<kBlock>(t.units, k % 2 == 0, [&](auto block, int64_t u) {
+      constexpr int N = decltype(block)::value;
+      for_tiles<tile_rows(N * G)>(
+          n, [&](auto m, int64_t j) { step_tile<decltype(m)::value, N>(t, p, at, k, j, u, xg); });
+    });
+    if constexpr (C::kProjects)
+      if (projected_) {
+        meet(t);
+        project(t, p, at, k, n);
+      }
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = at.row(when, t.row(j));
+      p.h[j] = h_target(t, row, j, k);
+      if (NS > 1) p.c[j] = c_target(t, row, j);
+    }
+    meet(t);
+  }
+
+  // Where step k leaves h in the arithmetic type, where c and, with a projection, what it applies to.
+  T* h_target(const Share& t, int64_t row, int64_t j, int64_t k) {
+    if (kNarrow) return h_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * a_.P;
+    return static_cast<T*>(a_.y) + (row * a_.S + t.s) * a_.P;
+  }
+  T* c_target(const Share& t, int64_t row, int64_t j) {
+    if (a_.c) return static_cast<T*>(a_.c) + (t.s * rows_ + row) * a_.H;
+    return c_ + (t.s * a_.B + t.row(j)) * a_.H;
+  }
+  T* m_target(const Share& t, int64_t row, int64_t j) {
+    if (a_.m) return static_cast<T*>(a_.m) + (t.s * rows_ + row) * a_.H;
+    return m_ + (t.s * a_.B + t.row(j)) * a_.H;
+  }
+
+  template <int M, int N>
+  void step_tile(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t j, int64_t u, const T* xg) {
+    V acc[M][N * G];
+    const T *h[M], *x[M];
+#pragma GCC unroll 1
+    for (int m = 0; m < M; ++m) {
+      h[m] = p.h[j + m];
+      x[m] = xg + ((j + m) * t.units.size() + u - t.units.begin) * G * W;
+      for (int v = 0; v < N * G; ++v)
+        acc[m][v] = load(v % G < U ? x[m] + v * W : bias(t.s, v % G + G - U, u + v / G));
+    }
+    add_product(acc, h, elements(a_.weights[t.s].w_hh), w_hh_ ? packed_hh(t.s, u) : nullptr, u, a_.P);
+    const int64_t when = time(t.s, k);
+#pragma GCC unroll 1
+    for (int m = 0; m < M; ++m) {
+      const int64_t row = at.row(when, t.row(j + m));
+#pragma GCC unroll 1
+      for (int b = 0; b < N; ++b) {
+        V a[D];
+        for (int g = 0; g < G; ++g) {
+          a[g] = g < U ? acc[m][b * G + g] : load(x[m] + (b * G + g) * W);
+          if (g >= U) a[g + G - U] = acc[m][b * G + g];
+        }
+        finish(t, p, row, j + m, k, u + b, h[m], a);
+      }
+    }
+  }
+
+  // The cell on one vector of units, and the stores.
+  FASTRNN_INLINE void finish(const Share& t, const Private& p, int64_t row, int64_t j, int64_t k, int64_t u, const T* h,
+                             const V (&a)[D]) {
+    const int64_t unit = u * W, H = a_.H;
+    const int n = lanes(u, H);
+    V s[NS], s1[NS], tape[C::kTape ? C::kTape : 1];
+    if (C::kReadsPreviousH) s[0] = load(h + unit, n);
+    if (NS > 1) s[NS - 1] = load(p.c[j] + unit, n);
+    C::step(a, s, s1, tape);
+    if (C::kTape && a_.tape) {
+      T* out = static_cast<T*>(a_.tape) + (t.s * rows_ + row) * C::kTape * H + unit;
+      for (int v = 0; v < C::kTape; ++v) store(out + v * H, tape[v], n);
+    }
+    if (NS > 1) store(c_target(t, row, j) + unit, s1[NS - 1], n);
+    if (C::kProjects && projected_) {
+      store(m_target(t, row, j) + unit, s1[0], n);
+    } else {
+      store_h(t, row, j, k, u, s1[0], n);
+    }
+  }
+
+  FASTRNN_INLINE void store_h(const Share& t, int64_t row, int64_t j, int64_t k, int64_t u, V h, int n) {
+    store(static_cast<E*>(a_.y) + (row * a_.S + t.s) * a_.P + u * W, h, n);
+    if (kNarrow) store(h_target(t, row, j, k) + u * W, h, n);
+  }
+
+  void project(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t n) {
+    const int64_t when = time(t.s, k), H = a_.H;
+    for (int64_t j = 0; j < n; ++j) p.rows[j] = m_target(t, at.row(when, t.row(j)), j);
+    for (int64_t u = t.outs.begin; u < t.outs.end; ++u) {
+      for_tiles<tile_rows(1)>(n, [&](auto tile, int64_t j) {
+        constexpr int M = decltype(tile)::value;
+        V acc[M][1];
+        const T* m[M];
+#pragma GCC unroll 1
+        for (int i = 0; i < M; ++i) acc[i][0] = V(T(0)), m[i] = p.rows[j + i];
+        if (unpacked_) {
+#pragma GCC unroll 1
+          for (int i = 0; i < M; ++i)
+            acc[i][0] = dots(m[i], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P));
+        } else {
+          const T* const b[1] = {w_hr_ + (t.s * gp_ + u) * H * W};
+          product(acc, m, b, W, H);
+        }
+#pragma GCC unroll 1
+        for (int i = 0; i < M; ++i)
+          store_h(t, at.row(when, t.row(j + i)), j + i, k, u, acc[i][0], lanes(u, a_.P));
+      });
+    }
+  }
+
+  void finals(const Share& t, const Private& p) {
+    for (int64_t j = 0; j < t.count(a_.B); ++j) {
+      const int64_t at = t.s * a_.B + t.row(j);
+      for (int64_t u = t.outs.begin; u < t.outs.end; ++u) {
+        const int n = lanes(u, a_.P);
+        store(static_cast<E*>(a_.hn) + at * a_.P + u * W, load(p.h[j] + u * W, n), n);
+      }
+      if (NS == 1) continue;
+      for (int64_t u = t.units.begin; u < t.units.end; ++u) {
+        const int n = lanes(u, a_.H);
+        store(static_cast<E*>(a_.cn) + at * a_.H + u * W, load(p.c[j] + u * W, n), n);
+      }
+    }
+  }
+
+  T *bias_, *w_ih_, *w_hh_, *w_hr_, *h0_, *c0_, *h_, *c_, *m_;
+  Private* privates_;
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

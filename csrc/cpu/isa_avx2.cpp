@@ -1,0 +1,2 @@
+#define FASTRNN_ISA avx2
+#include "cpu/isa.inl"

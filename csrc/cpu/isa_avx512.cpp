@@ -1,0 +1,2 @@
+#define FASTRNN_ISA avx512
+#include "cpu/isa.inl"

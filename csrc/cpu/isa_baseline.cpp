@@ -1,0 +1,2 @@
+#define FASTRNN_ISA baseline
+#include "cpu/isa.inl"

@@ -1,0 +1,133 @@
+// What the forward and the backward loop have in common: the cut of a call into shares, row
+// pointers, packing of all weights of a stream, and the start of the threads.
+#pragma once
+
+#include <new>
+#include <type_traits>
+
+#include "cpu/plan.h"
+#include "cpu/product.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Rows (steps x batch) up to which weights are read where they lie, since packing would cost more.
+constexpr int64_t kUnpackedRows = 12;
+
+// Rows (steps x batch) whose products with W_ih are made at once: enough to read the weights rarely,
+// few enough to stay in the cache.
+constexpr int64_t kChunkRows = 96;
+
+// f(Int<granules>, first granule) over a range in blocks of at most Max, forwards or backwards: going
+// back and forth from step to step finds the last weights still in the cache.
+template <int Max, class F>
+FASTRNN_INLINE void for_blocks(Range r, bool forwards, F&& f) {
+  const int64_t n = (r.size() + Max - 1) / Max;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t u = r.begin + (forwards ? i : n - 1 - i) * Max;
+    with_constant<Max>(r.end - u < Max ? r.end - u : Max, [&](auto block) { f(block, u); });
+  }
+}
+
+// One thread's share of one stream.
+struct Share {
+  int64_t s;              // the stream
+  int64_t first, stride;  // its batch rows: first, first + stride, ...
+  Range units, outs;      // its granules of H and of P, a vector's width each
+  int part;               // its place among the threads that share these units
+  int unit_part;          // and among those that share these rows
+  // How many of the first n batch rows are ours.
+  int64_t count(int64_t n) const { return n > first ? (n - first + stride - 1) / stride : 0; }
+  int64_t row(int64_t j) const { return first + j * stride; }
+};
+
+// Base of both loops. Loop is the derived class, which has carve(Carver&), prepare(Share&) and
+// stream(thread, Share&).
+template <class Loop, class C, class A, class T, class E>
+class Driver {
+ public:
+  using V = Vec<T>;
+  static constexpr int W = V::kWidth, G = C::kGates, D = G + C::kSplit, NS = C::kStates, U = G - C::kSplit;
+  static constexpr bool kNarrow = !std::is_same_v<T, E>;
+
+  static void run(const A& a) {
+    const Plan p = plan(a, G, sizeof(T));
+    if (run(a, p)) return;
+    if (!run(a, Plan{1, 1, 1})) __builtin_unreachable();  // one thread always runs
+  }
+
+ protected:
+  Driver(const A& a, Plan plan)
+      : a_(a),
+        plan_(plan),
+        gu_((a.H + W - 1) / W),
+        gp_((a.P + W - 1) / W),
+        batch_((a.B + plan.batch - 1) / plan.batch),
+        chunk_(batch_ > kChunkRows ? batch_ : kChunkRows / (batch_ ? batch_ : 1) * batch_),
+        unpacked_(a.T * a.B <= kUnpackedRows),
+        projected_(a.weights[0].w_hr != nullptr) {}
+
+  void carve_common(Carver& m) {
+    starts_ = m.take<int64_t>(Steps::room(a_));
+    barriers_ = m.take<Barrier>(1 + plan_.threads());
+    zero_ = m.take<T>((gu_ > gp_ ? gu_ : gp_) * W);
+  }
+
+  Steps steps() const { return Steps(a_, starts_); }
+  int64_t time(int64_t s, int64_t k) const { return a_.reverse[s] ? a_.T - 1 - k : k; }
+  int lanes(int64_t granule, int64_t n) const { return int(n - granule * W < W ? n - granule * W : W); }
+  static const E* elements(const void* p) { return static_cast<const E*>(p); }
+
+  // Among the threads that share a stream and its batch rows.
+  void meet(const Share& t) { barriers_[1 + (t.s % plan_.streams) * plan_.batch + t.first].wait(plan_.units); }
+
+  const A& a_;
+  Plan plan_;
+  int64_t gu_, gp_;    // granules of H and of P
+  int64_t batch_;      // most batch rows of a share
+  int64_t chunk_;      // most rows of a chunk
+  int64_t rows_ = 0;   // N
+  bool unpacked_, projected_;
+  int64_t* starts_ = nullptr;
+  Barrier* barriers_ = nullptr;
+  T* zero_ = nullptr;
+
+ private:
+  static bool run(const A& a, Plan p) {
+    Loop loop(a, p);
+    Carver measure(nullptr);
+    loop.carve(measure);
+    Carver memory(workspace(measure.used()));
+    loop.carve(memory);
+    loop.steps().fill();
+    loop.rows_ = loop.steps().rows();
+    for (int i = 0; i < 1 + p.threads(); ++i) new (&loop.barriers_[i]) Barrier;
+    std::memset(loop.zero_, 0, size_t(loop.gu_ > loop.gp_ ? loop.gu_ : loop.gp_) * W * sizeof(T));
+    const auto body = [](int id, void* self) { static_cast<Loop*>(self)->worker(id); };
+    if (p.threads() > 1) return run_parallel(p.threads(), body, &loop);
+    body(0, &loop);
+    return true;
+  }
+
+  Share share_of(int id) const {
+    Share t;
+    t.unit_part = id % plan_.units;
+    t.units = share(gu_, t.unit_part, plan_.units);
+    t.outs = share(gp_, t.unit_part, plan_.units);
+    id /= plan_.units;
+    t.first = t.part = id % plan_.batch;
+    t.stride = plan_.batch;
+    t.s = id / plan_.batch;
+    return t;
+  }
+
+ public:
+  void worker(int id) {
+    Loop& loop = static_cast<Loop&>(*this);
+    Share t = share_of(id);
+    for (Share of = t; of.s < a_.S; of.s += plan_.streams) loop.prepare(of);
+    barriers_[0].wait(plan_.threads());
+    for (; t.s < a_.S; t.s += plan_.streams) loop.stream(id, t);
+  }
+};
+
+}  // namespace fastrnn::FASTRNN_ISA

@@ -1,0 +1,330 @@
+// A SIMD vector as wide as the instruction set of this translation unit, with the functions that
+// the cells and the loops need. Written with compiler vector extensions, so that one text serves
+// SSE2, AVX2, AVX-512 and NEON; only masked and half-precision loads have special forms.
+// Everything here lives in the namespace FASTRNN_ISA, so that no two units share a symbol.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define FASTRNN_VECTOR_BYTES 64
+#define FASTRNN_REGISTERS 32
+#elif defined(__AVX__)
+#define FASTRNN_VECTOR_BYTES 32
+#define FASTRNN_REGISTERS 16
+#elif defined(__aarch64__)
+#define FASTRNN_VECTOR_BYTES 16
+#define FASTRNN_REGISTERS 32
+#else
+#define FASTRNN_VECTOR_BYTES 16
+#define FASTRNN_REGISTERS 16
+#endif
+
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+
+namespace fastrnn::FASTRNN_ISA {
+
+// Storage types of 16 bits; arithmetic is in float.
+struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
+  uint16_t bits;
+};
+
+// The compiler's vectors of T and of integers as wide.
+template <class T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Native __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+  typedef int32_t Mask __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+};
+template <>
+struct Lanes<double> {
+  typedef double Native __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+  typedef int64_t Mask __attribute__((vector_size(FASTRNN_VECTOR_BYTES)));
+};
+
+template <class T>
+struct Vec {
+  static constexpr int kWidth = FASTRNN_VECTOR_BYTES / sizeof(T);
+  using Native = typename Lanes<T>::Native;
+  using Mask = typename Lanes<T>::Mask;
+  Native v;
+
+  Vec() = default;
+  FASTRNN_INLINE Vec(Native n) : v(n) {}
+  FASTRNN_INLINE explicit Vec(T x) : v(x - Native{}) {}
+
+  friend FASTRNN_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend FASTRNN_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend FASTRNN_INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend FASTRNN_INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend FASTRNN_INLINE Vec operator-(Vec a) { return -a.v; }
+  friend FASTRNN_INLINE Mask operator<=(Vec a, Vec b) { return a.v <= b.v; }
+  friend FASTRNN_INLINE Mask operator<(Vec a, Vec b) { return a.v < b.v; }
+  friend FASTRNN_INLINE Vec where(Mask m, Vec a, Vec b) { return m ? a.v : b.v; }
+  friend FASTRNN_INLINE Vec abs(Vec a) { return a.v < 0 ? -a.v : a.v; }
+};
+
+// Rounds to the nearest integer and gives 2^n as well; x is in the range of the exponent.
+template <class T>
+FASTRNN_INLINE Vec<T> round_and_exp2(Vec<T> x, Vec<T>* rounded) {
+  using V = Vec<T>;
+  // Adding 1.5 * 2^mantissa leaves the integer in the low bits.
+  constexpr bool single = sizeof(T) == 4;
+  constexpr int mantissa = single ? 23 : 52;
+  const V magic(single ? T(12582912.0) : T(6755399441055744.0));
+  const V shifted = x + magic;
+  *rounded = shifted - magic;
+  typename V::Mask bits;
+  std::memcpy(&bits, &shifted.v, sizeof bits);
+  bits = (bits + (single ? 127 : 1023)) << mantissa;
+  typename V::Native scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return scale;
+}
+
+template <class V, class T, int N>
+FASTRNN_INLINE V polynomial(V x, const T (&c)[N]) {
+  V p(c[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < N; ++i) p = p * x + V(c[i]);
+  return p;
+}
+
+// e^x, to about one unit in the last place; arguments beyond the range are clamped, NaN passes.
+// Coefficients: S. L. Moshier, Cephes Mathematical Library (expf, exp, tanhf, tanh).
+FASTRNN_INLINE Vec<float> exp(Vec<float> x) {
+  using V = Vec<float>;
+  x = where(x < V(-87.0f), V(-87.0f), x);
+  x = where(V(88.0f) < x, V(88.0f), x);
+  V n;
+  const V scale = round_and_exp2(x * V(1.44269504088896341f), &n);
+  V r = x - n * V(0.693359375f);
+  r = r - n * V(-2.12194440e-4f);
+  constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                         4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  return (polynomial(r, c) * (r * r) + (r + V(1.0f))) * scale;
+}
+
+FASTRNN_INLINE Vec<double> exp(Vec<double> x) {
+  using V = Vec<double>;
+  x = where(x < V(-708.0), V(-708.0), x);
+  x = where(V(709.0) < x, V(709.0), x);
+  V n;
+  const V scale = round_and_exp2(x * V(1.4426950408889634073599), &n);
+  V r = x - n * V(6.93145751953125e-1);
+  r = r - n * V(1.42860682030941723212e-6);
+  const V z = r * r;
+  constexpr double p[] = {1.26177193074810590878e-4, 3.02994407707441961300e-2, 9.99999999999999999910e-1};
+  constexpr double q[] = {3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1,
+                          2.00000000000000000005e0};
+  const V px = r * polynomial(z, p);
+  return (V(1.0) + V(2.0) * px / (polynomial(z, q) - px)) * scale;
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  return Vec<T>(T(1)) / (Vec<T>(T(1)) + exp(-x));
+}
+
+FASTRNN_INLINE Vec<float> tanh_near_zero(Vec<float> x) {
+  constexpr float c[] = {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                         -3.33332819422e-1f};
+  const Vec<float> z = x * x;
+  return x + x * z * polynomial(z, c);
+}
+
+FASTRNN_INLINE Vec<double> tanh_near_zero(Vec<double> x) {
+  constexpr double p[] = {-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3};
+  constexpr double q[] = {1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3};
+  const Vec<double> z = x * x;
+  return x + x * z * (polynomial(z, p) / polynomial(z, q));
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
+  using V = Vec<T>;
+  const V far = V(T(1)) - V(T(2)) / (exp(x + x) + V(T(1)));
+  return where(abs(x) < V(T(0.625)), tanh_near_zero(x), far);
+}
+
+// ---- loads and stores: whole vectors, and the first n lanes -------------------------------------
+
+template <class T>
+FASTRNN_INLINE Vec<T> load(const T* p) {
+  typename Vec<T>::Native v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+FASTRNN_INLINE void store(T* p, Vec<T> x) {
+  std::memcpy(p, &x.v, sizeof x.v);
+}
+
+template <class T>
+FASTRNN_INLINE Vec<T> load(const T* p, int n) {
+  if (n == Vec<T>::kWidth) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (typename Vec<T>::Native)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  else
+    return (typename Vec<T>::Native)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#else
+  typename Vec<T>::Native v{};
+  std::memcpy(&v, p, n * sizeof(T));
+  return v;
+#endif
+}
+template <class T>
+FASTRNN_INLINE void store(T* p, Vec<T> x, int n) {
+  if (n == Vec<T>::kWidth) return store(p, x);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)x.v);
+#else
+  std::memcpy(p, &x.v, n * sizeof(T));
+#endif
+}
+
+// ---- 16-bit storage ------------------------------------------------------------------------------
+
+FASTRNN_INLINE float to_float(Bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+FASTRNN_INLINE void from_float(float f, Bf16* x) {  // to nearest even; a NaN stays one
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  x->bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+FASTRNN_INLINE float to_float(Fp16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023;
+  uint32_t bits;
+  if (exponent == 31) {
+    bits = sign | 0x7f800000 | (mantissa << 13);
+  } else if (exponent != 0) {
+    bits = sign | ((exponent + 112) << 23) | (mantissa << 13);
+  } else {  // zero and subnormals: mantissa * 2^-24, exact
+    float f = float(mantissa) * 5.9604644775390625e-8f;
+    std::memcpy(&bits, &f, 4);
+    bits |= sign;
+  }
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+FASTRNN_INLINE void from_float(float f, Fp16* x) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  uint32_t half;
+  if (magnitude > 0x7f800000) {
+    half = 0x7e00;
+  } else if (magnitude >= 0x477ff000) {  // rounds to infinity
+    half = 0x7c00;
+  } else if (magnitude >= 0x38800000) {  // normal: rebias, to nearest even
+    half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  } else {  // subnormal: adding 0.5 aligns the mantissa and rounds
+    float m;
+    std::memcpy(&m, &magnitude, 4);
+    m += 0.5f;
+    std::memcpy(&half, &m, 4);
+    half -= 0x3f000000;
+  }
+  x->bits = uint16_t(sign | half);
+}
+
+template <class E>
+FASTRNN_INLINE Vec<float> load_narrow(const E* p, int n) {
+  constexpr int w = Vec<float>::kWidth;
+#if defined(__F16C__) && !defined(__AVX512F__)
+  if constexpr (__is_same(E, Fp16)) {
+    if (n == w) return (Vec<float>::Native)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  }
+#elif defined(__AVX512F__)
+  if constexpr (__is_same(E, Fp16)) {
+    if (n == w) return (Vec<float>::Native)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+#endif
+  float buffer[w] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = to_float(p[i]);
+  return load(buffer);
+}
+template <class E>
+FASTRNN_INLINE void store_narrow(E* p, Vec<float> x, int n) {
+  constexpr int w = Vec<float>::kWidth;
+  float buffer[w];
+  store(buffer, x);
+  for (int i = 0; i < n; ++i) from_float(buffer[i], p + i);
+}
+
+FASTRNN_INLINE Vec<float> load(const Bf16* p, int n) { return load_narrow(p, n); }
+FASTRNN_INLINE Vec<float> load(const Fp16* p, int n) { return load_narrow(p, n); }
+FASTRNN_INLINE void store(Bf16* p, Vec<float> x, int n) { store_narrow(p, x, n); }
+FASTRNN_INLINE void store(Fp16* p, Vec<float> x, int n) { store_narrow(p, x, n); }
+
+// ---- transposition -------------------------------------------------------------------------------
+
+template <class T>
+FASTRNN_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>* low, Vec<T>* high) {
+  using V = Vec<T>;
+  constexpr int w = V::kWidth;
+  typename V::Mask l, h;
+#pragma GCC unroll 16
+  for (int i = 0; i < w; ++i) {
+    l[i] = i / 2 + (i % 2) * w;
+    h[i] = w / 2 + i / 2 + (i % 2) * w;
+  }
+#if defined(__clang__)
+  for (int i = 0; i < w; ++i) {
+    low->v[i] = l[i] < w ? a.v[l[i]] : b.v[l[i] - w];
+    high->v[i] = h[i] < w ? a.v[h[i]] : b.v[h[i] - w];
+  }
+#else
+  *low = __builtin_shuffle(a.v, b.v, l);
+  *high = __builtin_shuffle(a.v, b.v, h);
+#endif
+}
+
+// Rows become columns, by log2(width) rounds of a perfect shuffle.
+template <class T>
+FASTRNN_INLINE void transpose(Vec<T> (&r)[Vec<T>::kWidth]) {
+  constexpr int w = Vec<T>::kWidth;
+#pragma GCC unroll 4
+  for (int round = 1; round < w; round *= 2) {
+    Vec<T> s[w];
+#pragma GCC unroll 8
+    for (int i = 0; i < w / 2; ++i) interleave(r[i], r[i + w / 2], &s[2 * i], &s[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < w; ++i) r[i] = s[i];
+  }
+}
+
+// The sums of a vector's worth of vectors, one per lane, by rounds that halve their number.
+template <class T>
+FASTRNN_INLINE Vec<T> sums(Vec<T> (&r)[Vec<T>::kWidth]) {
+  constexpr int w = Vec<T>::kWidth;
+#pragma GCC unroll 4
+  for (int half = w / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      Vec<T> low, high;
+      interleave(r[i], r[i + half], &low, &high);
+      r[i] = low + high;
+    }
+  return r[0];
+}
+
+}  // namespace fastrnn::FASTRNN_ISA

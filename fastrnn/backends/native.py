@@ -1,0 +1,32 @@
+"""torch.nn's own kernels (cuDNN, oneDNN, ATen), one layer at a time."""
+
+from __future__ import annotations
+
+from torch import _VF, Tensor
+
+from fastrnn.backends.base import Backend, Call, Query, Result
+
+
+class Native(Backend):
+    name = "native"
+    ragged_layout = "packed"
+    differentiable = True
+
+    def unsupported(self, query: Query) -> str | None:
+        if query.resets:
+            return "torch.nn has no mid-sequence resets"
+        if not (query.T and query.B):
+            return "torch.nn takes no empty input"
+        return None
+
+    def forward(self, call: Call, save: bool) -> Result:
+        function = getattr(_VF, call.cell.name)
+        flat: list[Tensor] = [w for stream in call.weights for w in stream if w is not None]
+        bias = call.weights[0].b_ih is not None
+        hx = list(call.states) if call.cell.states > 1 else call.states[0]
+        layer = (flat, bias, 1, 0.0, False, len(call.weights) == 2)  # one layer, no dropout
+        if call.batch_sizes is not None:
+            y, *finals = function(call.x, call.batch_sizes, hx, *layer)
+        else:
+            y, *finals = function(call.x, hx, *layer, False)
+        return Result(y, tuple(finals))

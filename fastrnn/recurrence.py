@@ -1,0 +1,177 @@
+"""The one op: a layer's recurrence on any backend, with its gradients.
+
+A backend does the sequential part only and hands back the gradients at the gates; the gradients of
+the input, the weights and the biases follow here, by one GEMM each over all time steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends.base import Backend, Call, Result, Weights
+from fastrnn.backends.reference import Reference
+from fastrnn.cells import Cell
+
+_FIELDS = len(Weights._fields)
+
+
+def recurrence(backend: Backend, call: Call) -> Result:
+    """Run `call` on `backend`, recording it for autograd when a gradient may be asked for."""
+    if backend.differentiable or not torch.is_grad_enabled():
+        return backend.forward(call, save=False)
+    flat = (call.x, *call.states, *(w for stream in call.weights for w in stream))
+    if not any(a is not None and a.requires_grad for a in flat):
+        return backend.forward(call, save=False)
+    meta = _Meta(backend, call.cell, call.reverse, call.lengths, call.batch_sizes, call.resets)
+    y, *finals = _Recurrence.apply(meta, *flat)
+    return Result(y, tuple(finals))
+
+
+class _Meta(NamedTuple):
+    """The part of a call that takes no gradient."""
+
+    backend: Backend
+    cell: Cell
+    reverse: tuple[bool, ...]
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    resets: Tensor | None
+
+    def call(self, flat: tuple[Tensor, ...]) -> Call:
+        n = self.cell.states
+        rest = flat[1 + n :]
+        weights = tuple(Weights(*rest[i : i + _FIELDS]) for i in range(0, len(rest), _FIELDS))
+        return Call(
+            self.cell, flat[0], flat[1 : 1 + n], weights, self.reverse, self.lengths, self.batch_sizes, self.resets
+        )
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, meta: _Meta, *flat: Tensor) -> Any:
+        result = meta.backend.forward(meta.call(flat), save=True)
+        ctx.meta, ctx.inputs = meta, len(flat)
+        ctx.save_for_backward(*flat, result.y, *result.saved)
+        ctx.set_materialize_grads(False)
+        return (result.y, *result.finals)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> Any:
+        tensors = ctx.saved_tensors
+        flat, y, saved = tensors[: ctx.inputs], tensors[ctx.inputs], tensors[ctx.inputs + 1 :]
+        if dy is None and all(d is None for d in dfinals):
+            return (None,) * (1 + ctx.inputs)
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, *_differentiable_backward(ctx.meta, flat, (dy, *dfinals), ctx.needs_input_grad[1:]))
+        call = ctx.meta.call(flat)
+        dy = torch.zeros_like(y) if dy is None else dy.contiguous()
+        grads = call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, ctx.needs_input_grad[1:])
+        return (None, *grads)
+
+
+def _differentiable_backward(
+    meta: _Meta, flat: tuple[Tensor, ...], douts: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The same gradients as a graph that can be differentiated again: autograd through the reference."""
+    call = meta.call(flat)
+    if call.batch_sizes is not None:
+        from fastrnn.packing import pad_call
+
+        result = pad_call(call, Reference())
+    else:
+        result = Reference().forward(call, save=False)
+    pairs = [(o, d) for o, d in zip((result.y, *result.finals), douts, strict=True) if d is not None]
+    wanted = [a for a, need in zip(flat, needed, strict=True) if need]
+    grads = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(grads) if need else None for need in needed]
+
+
+def call_backward(
+    backend: Backend,
+    call: Call,
+    saved: tuple[Tensor, ...],
+    y: Tensor,
+    dy: Tensor,
+    dfinals: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """Gradients of x, the states and each stream's weights, in the order of the op's inputs."""
+    cell, hidden = call.cell, call.hidden
+    grads = backend.backward(call, saved, y, dy, dfinals)
+    x = call.x.reshape(-1, call.x.shape[-1])
+    dx: Tensor | None = None
+    out: list[Tensor | None] = [None, *grads.dstates]
+    first = 1 + cell.states
+    for s, w in enumerate(call.weights):
+        need = needed[first + s * _FIELDS : first + (s + 1) * _FIELDS]
+        dgates = grads.dgates[s]  # (N, D*H)
+        dxg = dgates[:, : cell.gates * hidden]
+        if needed[0]:
+            dx = dxg @ w.w_ih if dx is None else dx.addmm_(dxg, w.w_ih)
+        db_ih = dxg.sum(0) if need[2] or need[3] else None
+        out.append(dxg.t() @ x if need[0] else None)
+        out.append(_recurrent_weight_grad(call, s, dgates, y) if need[1] else None)
+        out.append(db_ih if need[2] else None)
+        out.append(_recurrent_bias_grad(cell, dgates, db_ih, hidden) if need[3] else None)
+        out.append(grads.dh[s].t() @ grads.m[s] if need[4] and grads.dh is not None and grads.m is not None else None)
+    out[0] = None if dx is None else dx.view(call.x.shape)
+    return out
+
+
+def _recurrent_blocks(cell: Cell, hidden: int) -> list[tuple[slice, slice]]:
+    """Runs of recurrent gates: (rows of W_hh, columns of dgates that hold their dr)."""
+    blocks, start = [], 0
+    for k, gate in enumerate(cell.split):
+        if gate > start:
+            blocks.append((slice(start * hidden, gate * hidden), slice(start * hidden, gate * hidden)))
+        column = cell.gates + k
+        blocks.append((slice(gate * hidden, (gate + 1) * hidden), slice(column * hidden, (column + 1) * hidden)))
+        start = gate + 1
+    if start < cell.gates:
+        blocks.append((slice(start * hidden, cell.gates * hidden), slice(start * hidden, cell.gates * hidden)))
+    return blocks
+
+
+def _recurrent_bias_grad(cell: Cell, dgates: Tensor, db_ih: Tensor | None, hidden: int) -> Tensor | None:
+    if db_ih is None or not cell.split:
+        return db_ih
+    db = torch.empty_like(db_ih)
+    for rows, columns in _recurrent_blocks(cell, hidden):
+        db[rows] = db_ih[rows] if rows == columns else dgates[:, columns].sum(0)
+    return db
+
+
+def _recurrent_weight_grad(call: Call, s: int, dgates: Tensor, y: Tensor) -> Tensor:
+    """sum over t of dr_t^T h_{t-1}."""
+    pieces = _previous_h(call, s, y)
+    w_hh = call.weights[s].w_hh
+    dw = torch.zeros_like(w_hh, dtype=dgates.dtype)
+    for rows, columns in _recurrent_blocks(call.cell, call.hidden):
+        for span, h in pieces:
+            dw[rows].addmm_(dgates[span, columns].t(), h)
+    return dw
+
+
+def _previous_h(call: Call, s: int, y: Tensor) -> list[tuple[slice, Tensor]]:
+    """The h that entered each row's step, as runs (rows, h); views of y where that is possible."""
+    out, reverse = call.out, call.reverse[s]
+    h = y.reshape(-1, y.shape[-1])[:, s * out : (s + 1) * out]
+    h0 = call.states[0][s]
+    rows, batch = h.shape[0], h0.shape[0]
+    if not rows:
+        return []
+    if call.batch_sizes is None and call.resets is None and call.lengths is None:
+        if reverse:
+            return [(slice(0, rows - batch), h[batch:]), (slice(rows - batch, rows), h0)]
+        return [(slice(batch, rows), h[: rows - batch]), (slice(0, batch), h0)]
+    from fastrnn.packing import previous_rows
+
+    source = torch.cat((h, h0, h.new_zeros(1, out)))  # rows, then initial states, then a cleared one
+    return [(slice(0, rows), source.index_select(0, previous_rows(call, reverse)))]
