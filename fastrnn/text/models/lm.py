@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import LmConfig
@@ -60,3 +61,10 @@ class LanguageModel(nn.Module):
 def detach(state: State) -> State:
     """`state` cut from the graph that made it: gradients stop there, values carry on."""
     return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+
+
+def move(state: State | None, device: torch.device) -> State | None:
+    """`state` on `device`."""
+    if state is None:
+        return None
+    return tuple(s.to(device) for s in state) if isinstance(state, tuple) else state.to(device)

@@ -24,7 +24,7 @@ from ..data.stream import IGNORE, BpttLoader
 from ..data.tokens import Vocabulary
 from ..errors import UserError
 from ..evaluate import Score, evaluate_stream, unigram_perplexity
-from ..models.lm import LanguageModel, State, detach
+from ..models.lm import LanguageModel, State, detach, move
 from ..runs import BEST, resume_path, run_folder
 from ..sampling import generate
 from ..training import Task, fit
@@ -50,6 +50,10 @@ class LmTask(Task):
         self.clock = time.perf_counter()
         self.sitting = 0.0  # tokens trained since `clock`
         self.sitting_seconds = 0.0  # from `clock` to the validation
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.state = move(self.state, self.device)  # a checkpoint is read onto the CPU
 
     def on_train_epoch_start(self) -> None:
         self.state, self.train_sum = None, [0.0, 0.0]
