@@ -68,8 +68,14 @@ class _Recurrence(torch.autograd.Function):
             return (None, *_differentiable_backward(ctx.meta, flat, (dy, *dfinals), ctx.needs_input_grad[1:]))
         call = ctx.meta.call(flat)
         dy = torch.zeros_like(y) if dy is None else dy.contiguous()
-        grads = call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, ctx.needs_input_grad[1:])
-        return (None, *grads)
+        needed, last = ctx.needs_input_grad[1:], not _keeps_graph()
+        return (None, *call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
+
+
+def _keeps_graph() -> bool:
+    """Will this graph be walked again? Assumed where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or bool(ask())
 
 
 def _differentiable_backward(
@@ -101,19 +107,20 @@ def call_backward(
     dy: Tensor,
     dfinals: tuple[Tensor | None, ...],
     needed: tuple[bool, ...],
+    last: bool = False,
 ) -> list[Tensor | None]:
     """Gradients of x, the states and each stream's weights, in the order of the op's inputs."""
     cell, hidden = call.cell, call.hidden
-    grads = backend.backward(call, saved, y, dy, dfinals)
+    grads = backend.backward(call, saved, y, dy, dfinals, needed[0], last)
     x = call.x.reshape(-1, call.x.shape[-1])
-    dx: Tensor | None = None
+    dx = grads.dx
     out: list[Tensor | None] = [None, *grads.dstates]
     first = 1 + cell.states
     for s, w in enumerate(call.weights):
         need = needed[first + s * _FIELDS : first + (s + 1) * _FIELDS]
         dgates = grads.dgates[s]  # (N, D*H)
         dxg = dgates[:, : cell.gates * hidden]
-        if needed[0]:
+        if needed[0] and grads.dx is None:
             dx = dxg @ w.w_ih if dx is None else dx.addmm_(dxg, w.w_ih)
         db_ih = dxg.sum(0) if need[2] or need[3] else None
         out.append(dxg.t() @ x if need[0] else None)

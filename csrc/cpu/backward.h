@@ -42,6 +42,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
       p.rows = m.template take<const T*>(batch_);
       p.previous = m.template take<int64_t>(batch_);
       p.chunk = m.template take<int64_t>(this->chunk_);
+      p.gates_of = m.template take<const T*>(a_.dx ? this->chunk_ : 0);
       p.gates = m.template take<T>(kNarrow && a_.dx ? this->chunk_ * G * a_.H : 0);
       if (privates_) privates_[i] = p;
     }
@@ -51,6 +52,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     const T** rows;     // per batch row: the left side of a product
     int64_t* previous;  // per batch row: see Steps::previous
     int64_t* chunk;     // rows whose gates are ready and whose dx is not
+    const T** gates_of; // those rows' gates
     T* gates;           // those rows' gates in the arithmetic type, where storage is narrow
   };
 
@@ -114,11 +116,8 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
       }
       for (int64_t j = 0; a_.dx && j < n; ++j) p.chunk[pending++] = at.row(when, t.row(j));
       meet(t);
-      blocks(t.outs, a_.P, k % 2 == 0, [&](auto block, int64_t u) {
-        constexpr int N = decltype(block)::value;
-        for_tiles<tile_rows(N)>(n, [&](auto m, int64_t j) {
-          recurrent_tile<decltype(m)::value, N>(t, p.rows + j, p.previous + j, j, u);
-        });
+      blocks(t.outs, a_.P, k % 2 == 0, [&](int N, int64_t u) {
+        for_tiles(n, tile_rows(N), [&](int M, int64_t j) { recurrent_tile(M, N, t, p, j, u); });
       });
     }
     if (a_.dx) input_gradient(t, p, pending);
@@ -133,38 +132,40 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     const E* gates = static_cast<const E*>(a_.dgates) + t.s * rows_ * D * a_.H;
     if constexpr (kNarrow)
       for (int64_t j = 0; j < n; ++j) convert(gates + p.chunk[j] * D * a_.H, K, p.gates + j * K);
-    blocks(inputs(t), I, true, [&](auto block, int64_t u) {
-      constexpr int N = decltype(block)::value;
-      const bool here = in_place(u, I);
-      const T* w[N];
-      for (int v = 0; v < N; ++v)
-        w[v] = here ? reinterpret_cast<const T*>(a_.weights[t.s].w_ih) + (u + v) * W : packed_ih(t.s, u + v);
-      for_tiles<tile_rows(N)>(n, [&](auto tile, int64_t j) {
-        constexpr int M = decltype(tile)::value;
-        V acc[M][N];
-        const T* x[M];
-#pragma GCC unroll 1
-        for (int m = 0; m < M; ++m) {
-          x[m] = kNarrow ? p.gates + (j + m) * K : reinterpret_cast<const T*>(gates + p.chunk[j + m] * D * a_.H);
-          for (int v = 0; v < N; ++v) acc[m][v] = V(T(0));
-        }
-        product(acc, x, w, here ? I : W, K);
-#pragma GCC unroll 1
+    for (int64_t j = 0; j < n; ++j)
+      p.gates_of[j] = kNarrow ? p.gates + j * K : reinterpret_cast<const T*>(gates + p.chunk[j] * D * a_.H);
+    blocks(inputs(t), I, true, [&](int N, int64_t u) {
+      Tile<T> tile = columns(N, u, I, a_.weights[t.s].w_ih, packed_ih(t.s, u), K);
+      for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
+        alignas(64) T acc[kMaxTile * W];
+        tile.out = acc, tile.a = p.gates_of + j;
+        product(M, N, tile);
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 1
           for (int v = 0; v < N; ++v)
-            store(static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j + m]) * I + (u + v) * W, acc[m][v],
-                  lanes(u + v, I));
+            store(static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j + m]) * I + (u + v) * W,
+                  load(acc + (m * N + v) * W), lanes(u + v, I));
       });
     });
   }
 
-  // f(Int<granules>, first) over a range; weights read in place and a packed rest do not mix.
+  // A tile that multiplies with N granules of columns of w (K, n), from u on, and starts from zero.
+  Tile<T> columns(int N, int64_t u, int64_t n, const void* w, const T* packed, int64_t K) {
+    Tile<T> tile;
+    const bool here = in_place(u, n);
+    for (int v = 0; v < N; ++v) {
+      tile.w[v] = here ? static_cast<const T*>(w) + (u + v) * W : packed + v * K * W;
+      tile.start[v] = zero_, tile.start_pitch[v] = 0;
+    }
+    tile.out_pitch = N * W, tile.offset = 0, tile.stride = here ? n : W, tile.K = K;
+    return tile;
+  }
+
+  // f(granules, first) over a range; weights read in place and a packed rest do not mix.
   template <class F>
   FASTRNN_INLINE void blocks(Range r, int64_t n, bool forwards, F&& f) {
     const int64_t whole = unpacked_ && r.size() && r.end * W > n ? r.end - 1 : r.end;
-    for_blocks<kBlock>({r.begin, whole}, forwards, f);
-    if (whole < r.end) for_blocks<1>({whole, r.end}, true, f);
+    for_blocks({r.begin, whole}, kBlock, forwards, f);
+    if (whole < r.end) for_blocks({whole, r.end}, 1, true, f);
   }
 
   T* gates_target(const Share& t, int64_t row, int64_t j, int64_t k) {
@@ -187,25 +188,15 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
       }
     }
     meet(t);
-    blocks(t.units, H, true, [&](auto block, int64_t u) {
-      constexpr int N = decltype(block)::value;
-      for_tiles<tile_rows(N)>(n, [&](auto tile, int64_t j) {
-        constexpr int M = decltype(tile)::value;
-        V acc[M][N];
-        const T *x[M], *w[N];
-        for (int m = 0; m < M; ++m) {
-          x[m] = rows[j + m];
-          for (int v = 0; v < N; ++v) acc[m][v] = V(T(0));
-        }
-        const bool here = in_place(u, H);
-        for (int v = 0; v < N; ++v)
-          w[v] = here ? reinterpret_cast<const T*>(a_.weights[t.s].w_hr) + (u + v) * W : packed_hr(t.s, u + v);
-        product(acc, x, w, here ? H : W, P);
-#pragma GCC unroll 1
+    blocks(t.units, H, true, [&](int N, int64_t u) {
+      Tile<T> tile = columns(N, u, H, a_.weights[t.s].w_hr, packed_hr(t.s, u), P);
+      for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
+        alignas(64) T acc[kMaxTile * W];
+        tile.out = acc, tile.a = rows + j;
+        product(M, N, tile);
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 1
           for (int v = 0; v < N; ++v)
-            store(dm_ + (t.s * a_.B + t.row(j + m)) * H + (u + v) * W, acc[m][v], lanes(u + v, H));
+            store(dm_ + (t.s * a_.B + t.row(j + m)) * H + (u + v) * W, load(acc + (m * N + v) * W), lanes(u + v, H));
       });
     });
   }
@@ -243,34 +234,32 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     if (NS > 1) store(dc_ + b * H + unit, previous == -2 ? V(T(0)) : ds[NS - 1], n);
   }
 
-  // dh_{t-1} += dr W_hh, over every gate.
-  template <int M, int N>
-  void recurrent_tile(const Share& t, const T* const* rows, const int64_t* previous, int64_t j, int64_t u) {
+  // dh_{t-1} += dr W_hh: the plain gates in one run, then the split ones from their own columns.
+  void recurrent_tile(int M, int N, const Share& t, const Private& p, int64_t j, int64_t u) {
     const int64_t H = a_.H, P = a_.P;
-    V acc[M][N];
-    T* dh[M];
-#pragma GCC unroll 1
-    for (int m = 0; m < M; ++m) {
-      dh[m] = dh_ + (t.s * a_.B + t.row(j + m)) * P + u * W;
-      for (int v = 0; v < N; ++v) acc[m][v] = load(dh[m] + v * W, lanes(u + v, P));
+    alignas(64) T acc[kMaxTile * W];
+    Tile<T> tile = columns(N, u, P, a_.weights[t.s].w_hh, packed_hh(t.s, u), G * H);
+    tile.out = acc, tile.a = p.rows + j, tile.K = U * H;
+    for (int v = 0; v < N; ++v) {  // lanes beyond a ragged end hold what follows, and are not stored
+      tile.start[v] = dh_at(t, j, u + v);
+      tile.start_pitch[v] = t.stride * P;
     }
-    const bool here = in_place(u, P);
-    const int64_t stride = here ? P : W;
-#pragma GCC unroll 1
-    for (int g = 0; g < G; ++g) {
-      const T *x[M], *w[N];
-      for (int m = 0; m < M; ++m) x[m] = rows[m] + (g < U ? g : g + G - U) * H;
-      for (int v = 0; v < N; ++v)
-        w[v] = (here ? reinterpret_cast<const T*>(a_.weights[t.s].w_hh) + (u + v) * W : packed_hh(t.s, u + v)) +
-               g * H * stride;
-      product(acc, x, w, stride, H);
+    product(M, N, tile);
+    for (int g = U; g < G; ++g) {
+      for (int v = 0; v < N; ++v) {
+        tile.w[v] += tile.K * tile.stride;
+        tile.start[v] = acc + v * W, tile.start_pitch[v] = N * W;
+      }
+      tile.offset = (g + G - U) * H, tile.K = H;
+      product(M, N, tile);
     }
-#pragma GCC unroll 1
     for (int m = 0; m < M; ++m)
-#pragma GCC unroll 1
       for (int v = 0; v < N; ++v)
-        store(dh[m] + v * W, previous[m] == -2 ? V(T(0)) : acc[m][v], lanes(u + v, P));
+        store(dh_at(t, j + m, u + v), p.previous[j + m] == -2 ? V(T(0)) : load(acc + (m * N + v) * W),
+              lanes(u + v, P));
   }
+
+  T* dh_at(const Share& t, int64_t j, int64_t u) { return dh_ + (t.s * a_.B + t.row(j)) * a_.P + u * W; }
 
   void finish(const Share& t) {
     for (int64_t j = 0; j < t.count(a_.B); ++j) {

@@ -143,46 +143,32 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
         }
       }
     }
-    for_blocks<kBlock>(t.units, true, [&](auto block, int64_t u) {
-      constexpr int N = decltype(block)::value;
-      for_tiles<tile_rows(N * G)>(rows, [&](auto m, int64_t j) {
-        input_tile<decltype(m)::value, N>(t, p.rows + j, u,
-                                          p.xg + (j * t.units.size() + u - t.units.begin) * G * W);
+    const int64_t pitch = t.units.size() * G * W;
+    for_blocks(t.units, kBlock, true, [&](int N, int64_t u) {
+      for_tiles(rows, tile_rows(N * G), [&](int M, int64_t j) {
+        Tile<T> tile;
+        tile.out = p.xg + j * pitch + (u - t.units.begin) * G * W;
+        tile.out_pitch = pitch;
+        tile.a = p.rows + j;
+        for (int v = 0; v < N * G; ++v) tile.start[v] = bias(t.s, v % G, u + v / G), tile.start_pitch[v] = 0;
+        add_product(M, N * G, tile, elements(a_.weights[t.s].w_ih), packed_ih(t.s, u), u, a_.I);
       });
     });
   }
 
-  template <int M, int N>
-  void input_tile(const Share& t, const T* const* rows, int64_t u, T* out) {
-    V acc[M][N * G];
-    const T* x[M];
-#pragma GCC unroll 1
-    for (int m = 0; m < M; ++m) {
-      x[m] = rows[m];
-      for (int v = 0; v < N * G; ++v) acc[m][v] = load(bias(t.s, v % G, u + v / G));
-    }
-    add_product(acc, x, elements(a_.weights[t.s].w_ih), w_ih_ ? packed_ih(t.s, u) : nullptr, u, a_.I);
-#pragma GCC unroll 1
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < N * G; ++v) store(out + m * t.units.size() * G * W + v * W, acc[m][v]);
-  }
-
-  // acc += x . w^T, from the packed weights or, for few rows, from where they lie.
-  template <int M, int NV>
-  FASTRNN_INLINE void add_product(V (&acc)[M][NV], const T* const (&x)[M], const E* w, const T* packed, int64_t u,
-                                  int64_t K) {
+  // tile += x . w^T, from the packed weights or, for few rows, from where they lie.
+  FASTRNN_INLINE void add_product(int M, int NV, Tile<T>& tile, const E* w, const T* packed, int64_t u, int64_t K) {
     if (unpacked_) {
-#pragma GCC unroll 1
       for (int m = 0; m < M; ++m)
-#pragma GCC unroll 1
         for (int v = 0; v < NV; ++v) {
           const int64_t granule = u + v / G;
-          acc[m][v] = acc[m][v] + dots(x[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
+          const V sum = dots(tile.a[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
+          store(tile.out + m * tile.out_pitch + v * W, load(tile.start[v] + m * tile.start_pitch[v]) + sum);
         }
     } else {
-      const T* b[NV];
-      for (int v = 0; v < NV; ++v) b[v] = packed + (v / G * K * G + v % G) * W;
-      product(acc, x, b, G * W, K);
+      for (int v = 0; v < NV; ++v) tile.w[v] = packed + (v / G * K * G + v % G) * W;
+      tile.offset = 0, tile.stride = G * W, tile.K = K;
+      product(M, NV, tile);
     }
   }
 
@@ -191,10 +177,8 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     if (a_.resets)
       for (int64_t j = 0; j < n; ++j)
         if (at.previous(when, t.row(j), a_.reverse[t.s]) == -2) p.h[j] = p.c[j] = zero_;
-    for_blocks<kBlock>(t.units, k % 2 == 0, [&](auto block, int64_t u) {
-      constexpr int N = decltype(block)::value;
-      for_tiles<tile_rows(N * G)>(
-          n, [&](auto m, int64_t j) { step_tile<decltype(m)::value, N>(t, p, at, k, j, u, xg); });
+    for_blocks(t.units, kBlock, k % 2 == 0, [&](int N, int64_t u) {
+      for_tiles(n, tile_rows(N * G), [&](int M, int64_t j) { step_tile(M, N, t, p, at, k, j, u, xg); });
     });
     if constexpr (C::kProjects)
       if (projected_) {
@@ -223,30 +207,31 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     return m_ + (t.s * a_.B + t.row(j)) * a_.H;
   }
 
-  template <int M, int N>
-  void step_tile(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t j, int64_t u, const T* xg) {
-    V acc[M][N * G];
-    const T *h[M], *x[M];
-#pragma GCC unroll 1
-    for (int m = 0; m < M; ++m) {
-      h[m] = p.h[j + m];
-      x[m] = xg + ((j + m) * t.units.size() + u - t.units.begin) * G * W;
-      for (int v = 0; v < N * G; ++v)
-        acc[m][v] = load(v % G < U ? x[m] + v * W : bias(t.s, v % G + G - U, u + v / G));
-    }
-    add_product(acc, h, elements(a_.weights[t.s].w_hh), w_hh_ ? packed_hh(t.s, u) : nullptr, u, a_.P);
+  void step_tile(int M, int N, const Share& t, const Private& p, const Steps& at, int64_t k, int64_t j, int64_t u,
+                 const T* xg) {
+    alignas(64) T acc[kMaxTile * W];
+    const int NV = N * G;
+    const int64_t pitch = t.units.size() * G * W;
+    const T* x = xg + j * pitch + (u - t.units.begin) * G * W;
+    Tile<T> tile;
+    tile.out = acc, tile.out_pitch = NV * W, tile.a = p.h + j;
+    for (int b = 0, v = 0; b < N; ++b)
+      for (int g = 0; g < G; ++g, ++v) {  // a split gate's r starts from its own bias, without x
+        tile.start[v] = g < U ? x + v * W : bias(t.s, g + G - U, u + b);
+        tile.start_pitch[v] = g < U ? pitch : 0;
+      }
+    add_product(M, NV, tile, elements(a_.weights[t.s].w_hh), packed_hh(t.s, u), u, a_.P);
     const int64_t when = time(t.s, k);
-#pragma GCC unroll 1
     for (int m = 0; m < M; ++m) {
       const int64_t row = at.row(when, t.row(j + m));
-#pragma GCC unroll 1
       for (int b = 0; b < N; ++b) {
         V a[D];
         for (int g = 0; g < G; ++g) {
-          a[g] = g < U ? acc[m][b * G + g] : load(x[m] + (b * G + g) * W);
-          if (g >= U) a[g + G - U] = acc[m][b * G + g];
+          const V sum = load(acc + (m * NV + b * G + g) * W);
+          a[g] = g < U ? sum : load(x + m * pitch + (b * G + g) * W);
+          if (g >= U) a[g + G - U] = sum;
         }
-        finish(t, p, row, j + m, k, u + b, h[m], a);
+        finish(t, p, row, j + m, k, u + b, p.h[j + m], a);
       }
     }
   }
@@ -281,23 +266,18 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     const int64_t when = time(t.s, k), H = a_.H;
     for (int64_t j = 0; j < n; ++j) p.rows[j] = m_target(t, at.row(when, t.row(j)), j);
     for (int64_t u = t.outs.begin; u < t.outs.end; ++u) {
-      for_tiles<tile_rows(1)>(n, [&](auto tile, int64_t j) {
-        constexpr int M = decltype(tile)::value;
-        V acc[M][1];
-        const T* m[M];
-#pragma GCC unroll 1
-        for (int i = 0; i < M; ++i) acc[i][0] = V(T(0)), m[i] = p.rows[j + i];
-        if (unpacked_) {
-#pragma GCC unroll 1
-          for (int i = 0; i < M; ++i)
-            acc[i][0] = dots(m[i], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P));
-        } else {
-          const T* const b[1] = {w_hr_ + (t.s * gp_ + u) * H * W};
-          product(acc, m, b, W, H);
+      for_tiles(n, tile_rows(1), [&](int M, int64_t j) {
+        alignas(64) T acc[kMaxRows * W];
+        Tile<T> tile;
+        tile.out = acc, tile.out_pitch = W, tile.start[0] = zero_, tile.start_pitch[0] = 0;
+        tile.a = p.rows + j, tile.offset = 0, tile.stride = W, tile.K = H;
+        tile.w[0] = w_hr_ + (t.s * gp_ + u) * H * W;
+        if (!unpacked_) product(M, 1, tile);
+        for (int m = 0; m < M; ++m) {
+          if (unpacked_)
+            store(acc + m * W, dots(tile.a[m], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P)));
+          store_h(t, at.row(when, t.row(j + m)), j + m, k, u, load(acc + m * W), lanes(u, a_.P));
         }
-#pragma GCC unroll 1
-        for (int i = 0; i < M; ++i)
-          store_h(t, at.row(when, t.row(j + i)), j + i, k, u, acc[i][0], lanes(u, a_.P));
       });
     }
   }

@@ -5,66 +5,90 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Rows of a register tile that holds `vectors` accumulators per row.
+// A register tile: up to kMaxRows rows times up to kMaxVectors vectors of columns.
+constexpr int kMaxRows = FASTRNN_REGISTERS == 32 ? 8 : 6, kMaxVectors = 4;
+
+// Rows of a tile that holds `vectors` accumulators per row: what the registers have room for.
 constexpr int tile_rows(int vectors) {
-  constexpr bool many = FASTRNN_REGISTERS == 32;
-  const int rows = many ? (32 - vectors - 1) / vectors : (16 - 2) / vectors;
-  return rows > (many ? 8 : 6) ? (many ? 8 : 6) : rows;
+  const int rows = FASTRNN_REGISTERS == 32 ? (32 - vectors - 1) / vectors : (16 - 2) / vectors;
+  return rows < kMaxRows ? rows : kMaxRows;
 }
+constexpr int kMaxTile = FASTRNN_REGISTERS == 32 ? 24 : 16;
 
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// Calls f(Int<n>) for a run-time n in 1..Max.
-template <int Max, class F>
-FASTRNN_INLINE void with_constant(int64_t n, F&& f) {
-  if constexpr (Max > 0) {
-    if (n == Max)
-      f(Int<Max>{});
-    else
-      with_constant<Max - 1>(n, f);
-  }
-}
-
-// Cuts n rows into tiles of at most Max rows, as even as can be: f(Int<rows>, first row).
-template <int Max, class F>
-FASTRNN_INLINE void for_tiles(int64_t n, F&& f) {
-  const int64_t tiles = (n + Max - 1) / Max;
+// Cuts n rows into tiles of at most `most` rows, as even as can be: f(rows, first row).
+template <class F>
+FASTRNN_INLINE void for_tiles(int64_t n, int most, F&& f) {
+  const int64_t tiles = (n + most - 1) / most;
   for (int64_t i = 0, first = 0; i < tiles; ++i) {
-    const int64_t rows = n / tiles + (i < n % tiles);
-    with_constant<Max>(rows, [&](auto r) { f(r, first); });
+    const int rows = int(n / tiles + (i < n % tiles));
+    f(rows, first);
     first += rows;
   }
 }
 
-// acc[m][v] += sum over k of a[m][k] * w[v][k * stride ...]. The order of summation does not depend
-// on the tile, so that every split of the rows gives the same bits.
-template <int M, int V, class T>
-FASTRNN_INLINE void product(Vec<T> (&acc)[M][V], const T* const (&a)[M], const T* const (&w)[V], int64_t stride,
-                            int64_t K) {
+// The operands of a tile: for row m and vector v,
+//   out[m * out_pitch + v * width] = start[v][m * start_pitch[v]] + sum over k of a[m][offset + k] * w[v][k * stride]
+// where `out`, `start` and `w` stand for whole vectors. The order of summation does not depend on the
+// tile, so that every split of the rows gives the same bits.
+template <class T>
+struct Tile {
+  T* out;
+  int64_t out_pitch;
+  const T* start[kMaxVectors];
+  int64_t start_pitch[kMaxVectors];
+  const T* const* a;
+  int64_t offset;
+  const T* w[kMaxVectors];
+  int64_t stride, K;
+};
+
+template <class T, int M, int V>
+__attribute__((noinline)) void product_tile(const Tile<T>& t) {
+  constexpr int width = Vec<T>::kWidth;
   Vec<T> c[M][V];
+  const T *x[M], *b[V];
+  T* const out = t.out;
+  const int64_t pitch = t.out_pitch, K = t.K, stride = t.stride;
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) b[v] = t.w[v];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
+  for (int m = 0; m < M; ++m) {
+    x[m] = t.a[m] + t.offset;
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) c[m][v] = acc[m][v];
-  int64_t at = 0;
-  for (int64_t k = 0; k < K; ++k, at += stride) {
-    Vec<T> b[V];
+    for (int v = 0; v < V; ++v) c[m][v] = load(t.start[v] + m * t.start_pitch[v]);
+  }
+  int64_t k = 0, at = 0;
+  do {  // K > 0; a loop that may not run at all costs the registers
+    Vec<T> y[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) b[v] = load(w[v] + at);
+    for (int v = 0; v < V; ++v) y[v] = load(b[v] + at);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Vec<T> x(a[m][k]);
+      const Vec<T> s(x[m][k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) c[m][v] = c[m][v] + x * b[v];
+      for (int v = 0; v < V; ++v) c[m][v] = c[m][v] + s * y[v];
     }
-  }
+    at += stride;
+  } while (++k < K);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[m][v] = c[m][v];
+    for (int v = 0; v < V; ++v) store(out + m * pitch + v * width, c[m][v]);
+}
+
+// The tile of M rows and V vectors, both known at run time only.
+template <class T>
+FASTRNN_INLINE void product(int M, int V, const Tile<T>& t) {
+  using Function = void (*)(const Tile<T>&);
+#define FASTRNN_TILE(M, V) M <= tile_rows(V) ? product_tile<T, M <= tile_rows(V) ? M : 1, V> : nullptr
+#define FASTRNN_TILES(V)                                                                               \
+  {FASTRNN_TILE(1, V), FASTRNN_TILE(2, V), FASTRNN_TILE(3, V), FASTRNN_TILE(4, V), FASTRNN_TILE(5, V), \
+   FASTRNN_TILE(6, V), FASTRNN_TILE(7, V), FASTRNN_TILE(8, V)}
+  static constexpr Function functions[kMaxVectors][8] = {FASTRNN_TILES(1), FASTRNN_TILES(2), FASTRNN_TILES(3),
+                                                         FASTRNN_TILES(4)};
+#undef FASTRNN_TILES
+#undef FASTRNN_TILE
+  functions[V - 1][M - 1](t);
 }
 
 // Lane j of the result: the dot product of a with row j of w. For few rows in all, where packing

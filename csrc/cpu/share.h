@@ -15,16 +15,16 @@ constexpr int64_t kUnpackedRows = 12;
 
 // Rows (steps x batch) whose products with W_ih are made at once: enough to read the weights rarely,
 // few enough to stay in the cache.
-constexpr int64_t kChunkRows = 96;
+constexpr int64_t kChunkRows = 128;
 
-// f(Int<granules>, first granule) over a range in blocks of at most Max, forwards or backwards: going
+// f(granules, first granule) over a range in blocks of at most `most`, forwards or backwards: going
 // back and forth from step to step finds the last weights still in the cache.
-template <int Max, class F>
-FASTRNN_INLINE void for_blocks(Range r, bool forwards, F&& f) {
-  const int64_t n = (r.size() + Max - 1) / Max;
+template <class F>
+FASTRNN_INLINE void for_blocks(Range r, int most, bool forwards, F&& f) {
+  const int64_t n = (r.size() + most - 1) / most;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t u = r.begin + (forwards ? i : n - 1 - i) * Max;
-    with_constant<Max>(r.end - u < Max ? r.end - u : Max, [&](auto block) { f(block, u); });
+    const int64_t u = r.begin + (forwards ? i : n - 1 - i) * most;
+    f(int(r.end - u < most ? r.end - u : most), u);
   }
 }
 

@@ -72,22 +72,44 @@ struct Vec {
   friend FASTRNN_INLINE Vec abs(Vec a) { return a.v < 0 ? -a.v : a.v; }
 };
 
-// Rounds to the nearest integer and gives 2^n as well; x is in the range of the exponent.
+// The nearest integer, for arguments in the range of the exponent.
 template <class T>
-FASTRNN_INLINE Vec<T> round_and_exp2(Vec<T> x, Vec<T>* rounded) {
+FASTRNN_INLINE Vec<T> round(Vec<T> x) {
+  const Vec<T> magic(sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0));  // 1.5 * 2^(bits of the mantissa)
+  return x + magic - magic;
+}
+
+// x * 2^n for a whole number n.
+template <class T>
+FASTRNN_INLINE Vec<T> times_exp2(Vec<T> x, Vec<T> n) {
   using V = Vec<T>;
-  // Adding 1.5 * 2^mantissa leaves the integer in the low bits.
   constexpr bool single = sizeof(T) == 4;
-  constexpr int mantissa = single ? 23 : 52;
-  const V magic(single ? T(12582912.0) : T(6755399441055744.0));
-  const V shifted = x + magic;
-  *rounded = shifted - magic;
+#if defined(__AVX512F__)
+  if constexpr (single) return (typename V::Native)_mm512_scalef_ps((__m512)x.v, (__m512)n.v);
+#endif
+  // Adding 1.5 * 2^mantissa leaves the whole number in the low bits.
+  const V shifted = n + V(single ? T(12582912.0) : T(6755399441055744.0));
   typename V::Mask bits;
   std::memcpy(&bits, &shifted.v, sizeof bits);
-  bits = (bits + (single ? 127 : 1023)) << mantissa;
+  bits = (bits + (single ? 127 : 1023)) << (single ? 23 : 52);
   typename V::Native scale;
   std::memcpy(&scale, &bits, sizeof scale);
-  return scale;
+  return x * V(scale);
+}
+
+// x limited to low..high; a NaN passes. The instructions return their second operand for a NaN.
+template <class T>
+FASTRNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
+  using V = Vec<T>;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (typename V::Native)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x.v));
+  else
+    return (typename V::Native)_mm512_min_pd(_mm512_set1_pd(high), _mm512_max_pd(_mm512_set1_pd(low), (__m512d)x.v));
+#else
+  x = where(x < V(low), V(low), x);
+  return where(V(high) < x, V(high), x);
+#endif
 }
 
 template <class V, class T, int N>
@@ -102,23 +124,19 @@ FASTRNN_INLINE V polynomial(V x, const T (&c)[N]) {
 // Coefficients: S. L. Moshier, Cephes Mathematical Library (expf, exp, tanhf, tanh).
 FASTRNN_INLINE Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  x = where(x < V(-87.0f), V(-87.0f), x);
-  x = where(V(88.0f) < x, V(88.0f), x);
-  V n;
-  const V scale = round_and_exp2(x * V(1.44269504088896341f), &n);
+  x = clamp(x, -87.0f, 88.0f);
+  const V n = round(x * V(1.44269504088896341f));
   V r = x - n * V(0.693359375f);
   r = r - n * V(-2.12194440e-4f);
   constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                          4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-  return (polynomial(r, c) * (r * r) + (r + V(1.0f))) * scale;
+  return times_exp2(polynomial(r, c) * (r * r) + (r + V(1.0f)), n);
 }
 
 FASTRNN_INLINE Vec<double> exp(Vec<double> x) {
   using V = Vec<double>;
-  x = where(x < V(-708.0), V(-708.0), x);
-  x = where(V(709.0) < x, V(709.0), x);
-  V n;
-  const V scale = round_and_exp2(x * V(1.4426950408889634073599), &n);
+  x = clamp(x, -708.0, 709.0);
+  const V n = round(x * V(1.4426950408889634073599));
   V r = x - n * V(6.93145751953125e-1);
   r = r - n * V(1.42860682030941723212e-6);
   const V z = r * r;
@@ -126,7 +144,7 @@ FASTRNN_INLINE Vec<double> exp(Vec<double> x) {
   constexpr double q[] = {3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1,
                           2.00000000000000000005e0};
   const V px = r * polynomial(z, p);
-  return (V(1.0) + V(2.0) * px / (polynomial(z, q) - px)) * scale;
+  return times_exp2(V(1.0) + V(2.0) * px / (polynomial(z, q) - px), n);
 }
 
 template <class T>

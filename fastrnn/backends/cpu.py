@@ -47,25 +47,28 @@ class Cpu(Backend):
     def forward(self, call: Call, save: bool) -> Result:
         engine, _ = load()
         assert engine is not None
-        call = _contiguous(call)
         cell, x, streams = call.cell, call.x, len(call.weights)
         hidden, out = call.hidden, call.out
+        head, weights, _keep = _describe(call)
         y = x.new_empty(*x.shape[:-1], streams * out)
-        finals = tuple(torch.empty_like(s) for s in call.states)
-        rows = y.numel() // (streams * out)
-        saved: list[Tensor | None] = [None, None, None]
+        finals = tuple([torch.empty_like(s, memory_format=torch.contiguous_format) for s in call.states])
+        two = cell.states > 1
+        saved: tuple[Tensor | None, ...] = (None, None, None)
         if save:
+            rows = y.numel() // (streams * out)
             kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-            if cell.tape:
-                saved[0] = torch.empty(streams, rows, cell.tape * hidden, dtype=kind)
-            if cell.states > 1:
-                saved[1] = torch.empty(streams, rows, hidden, dtype=kind)
-            if call.weights[0].w_hr is not None:
-                saved[2] = torch.empty(streams, rows, hidden, dtype=kind)
-        head, weights = _describe(call)
-        c_n = finals[1] if cell.states > 1 else None
-        engine.forward(head, weights, *map(_address, (y, finals[0], c_n, *saved)))
-        return Result(y, finals, tuple(saved) if save else ())  # type: ignore[arg-type]
+            projected = call.weights[0].w_hr is not None
+            sizes = (cell.tape * hidden, two * hidden, projected * hidden)
+            saved = tuple([torch.empty(streams, rows, n, dtype=kind) if n else None for n in sizes])
+        engine.forward(
+            head,
+            weights,
+            y.data_ptr(),
+            finals[0].data_ptr(),
+            finals[1].data_ptr() if two else 0,
+            *[0 if a is None else a.data_ptr() for a in saved],
+        )
+        return Result(y, finals, saved if save else ())  # type: ignore[arg-type]
 
     def backward(
         self,
@@ -74,23 +77,30 @@ class Cpu(Backend):
         y: Tensor,
         dy: Tensor,
         dfinals: tuple[Tensor | None, ...],
+        need_dx: bool,
+        last: bool,
     ) -> Gradients:
         engine, _ = load()
         assert engine is not None
-        call = _contiguous(call)
         tape, c, m = saved
-        cell, streams = call.cell, len(call.weights)
+        cell, streams, x = call.cell, len(call.weights), call.x
         rows = y.numel() // (streams * call.out)
-        dgates = y.new_empty(streams, rows, cell.dgates * call.hidden)
-        dstates = tuple(torch.empty_like(s) for s in call.states)
+        head, weights, _keep = _describe(call)
+        # Each step reads its part of the tape before it writes its gradients: one buffer can hold both.
+        reuse = last and cell.tape == cell.dgates and tape.dtype is y.dtype
+        dgates = tape if reuse else y.new_empty(streams, rows, cell.dgates * call.hidden)
+        dstates = tuple([torch.empty_like(s, memory_format=torch.contiguous_format) for s in call.states])
         dh = None if m is None else y.new_empty(streams, rows, call.out)
-        head, weights = _describe(call)
-        dfinals = tuple(None if d is None else d.contiguous() for d in dfinals)
+        dx = x.new_empty(streams, rows, x.shape[-1]) if need_dx else None
+        dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
+        dy = dy.contiguous()
         two = cell.states > 1
-        arguments = (y, tape, c, dy.contiguous(), dfinals[0], dfinals[1] if two else None)
-        results = (dgates, dstates[0], dstates[1] if two else None, dh)
-        engine.backward(head, weights, *map(_address, arguments), *map(_address, results))
-        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype))
+        arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
+        results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
+        engine.backward(head, weights, *[0 if a is None else a.data_ptr() for a in arguments + results])
+        if dx is not None:
+            dx = (dx[0] if streams == 1 else dx.sum(0)).view(x.shape)
+        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx)
 
     def info(self) -> dict[str, Any]:
         engine, why_not = load()
@@ -99,42 +109,39 @@ class Cpu(Backend):
         return {"built": True, "isa": engine.isa(), "isas": engine.isas()}
 
 
-def _contiguous(call: Call) -> Call:
-    """The call on contiguous tensors; the same tensors where they are already."""
-    return call._replace(
-        x=call.x.contiguous(),
-        states=tuple(s.contiguous() for s in call.states),
-        weights=tuple(w._make(None if a is None else a.contiguous() for a in w) for w in call.weights),
-        batch_sizes=None if call.batch_sizes is None else call.batch_sizes.contiguous(),
-        resets=None if call.resets is None else call.resets.contiguous(),
-    )
+def _describe(call: Call) -> tuple[list[int], list[int], list[Tensor]]:
+    """The call's sizes and addresses, in the order of `Call` in csrc/bindings/cpu.cpp.
 
+    The tensors that come third keep the memory behind copies, made of what is not contiguous.
+    """
+    keep: list[Tensor] = []
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    def address(a: Tensor | None) -> int:
+        if a is None:
+            return 0
+        if not a.is_contiguous():
+            a = a.contiguous()
+            keep.append(a)
+        return a.data_ptr()
 
-
-def _describe(call: Call) -> tuple[list[int], list[int]]:
-    """The call's sizes and addresses, in the order of `Call` in csrc/bindings/cpu.cpp."""
-    steps = call.x.shape[0] if call.batch_sizes is None else call.batch_sizes.numel()
-    two = len(call.states) > 1
+    x, states, sizes = call.x, call.states, call.batch_sizes
     head = [
-        steps,
-        call.states[0].shape[1],
-        call.x.shape[-1],
+        x.shape[0] if sizes is None else sizes.shape[0],
+        states[0].shape[1],
+        x.shape[-1],
         call.hidden,
         call.out,
         torch.get_num_threads(),
         _CELLS[call.cell.name],
-        _DTYPES[call.x.dtype],
-        _address(call.batch_sizes),
-        _address(call.resets),
-        call.x.data_ptr(),
-        call.states[0].data_ptr(),
-        call.states[1].data_ptr() if two else 0,
+        _DTYPES[x.dtype],
+        address(sizes),
+        address(call.resets),
+        address(x),
+        address(states[0]),
+        address(states[1]) if len(states) > 1 else 0,
     ]
     streams: list[int] = []
     for w, reverse in zip(call.weights, call.reverse, strict=True):
-        streams += [_address(a) for a in w]
+        streams += [address(a) for a in w]
         streams.append(reverse)
-    return head, streams
+    return head, streams, keep
