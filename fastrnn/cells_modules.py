@@ -11,7 +11,7 @@ from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty, zero_states
+from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
 from fastrnn.recurrence import recurrence
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -58,16 +58,17 @@ class RecurrentCell(nn.RNNCellBase):
         if autocasts(input):
             input, hx, (w,) = autocast(input, hx, [w])
         batched = input.dim() == 2
-        x = input.unsqueeze(0) if batched else input[None, None]  # (1, B, I)
+        x = input if batched else input.unsqueeze(0)  # (B, I)
         check.check_input(x, w.w_ih, RuntimeError)
         grad = check.check_weights(cell, (w,), 1)
-        batch, hidden = x.shape[1], w.w_hh.shape[1]
+        batch, hidden = x.shape[0], w.w_hh.shape[1]
         if hx is None:
-            states = zero_states(cell, x, 1, batch, hidden, hidden)
+            states = (x.new_zeros(batch, hidden),) * cell.states
         else:
             states = check.cell_hx(hx, cell.states)
             grad |= check.check_states(states, input, (batch,) if batched else (), hidden, hidden)
-            states = tuple([a.unsqueeze(0) if batched else a[None, None] for a in states])
+            if not batched:
+                states = tuple([a.unsqueeze(0) for a in states])
         grad = (grad or x.requires_grad) and torch.is_grad_enabled()
         features = x.shape[-1]
         query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad)
@@ -83,9 +84,7 @@ class RecurrentCell(nn.RNNCellBase):
             finals = empty(problem, 1)[1]
         if query.dtype is not input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
             finals = tuple([a.to(input.dtype) for a in finals])
-        if input.dim() == 1:
-            return tuple([a[0, 0] for a in finals])
-        return tuple([a.squeeze(0) for a in finals])
+        return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])
 
 
 class RNNCell(RecurrentCell):

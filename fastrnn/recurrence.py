@@ -20,14 +20,26 @@ _FIELDS = len(Weights._fields)
 
 def recurrence(backend: Backend, call: Call) -> Result:
     """Run `call` on `backend`, recording it for autograd when a gradient may be asked for."""
+    if call.single_step and not backend.takes_single_steps:
+        return _with_axes(backend, call)
     if backend.differentiable or not torch.is_grad_enabled():
         return backend.forward(call, save=False)
-    flat = (call.x, *call.states, *(w for stream in call.weights for w in stream))
-    if not any(a is not None and a.requires_grad for a in flat):
+    flat = (call.x, *call.states, *[w for stream in call.weights for w in stream])
+    for a in flat:
+        if a is not None and a.requires_grad:
+            break
+    else:
         return backend.forward(call, save=False)
     meta = _Meta(backend, call.cell, call.reverse, call.lengths, call.batch_sizes, call.resets)
     y, *finals = _Recurrence.apply(meta, *flat)
-    return Result(y, tuple(finals))
+    return Result(y, (y, *finals) if call.single_step else tuple(finals))
+
+
+def _with_axes(backend: Backend, call: Call) -> Result:
+    """A single step as a sequence of one."""
+    full = call._replace(x=call.x.unsqueeze(0), states=tuple([a.unsqueeze(0) for a in call.states]))
+    finals = tuple([a.squeeze(0) for a in recurrence(backend, full).finals])
+    return Result(finals[0], finals)
 
 
 class _Meta(NamedTuple):
@@ -56,7 +68,8 @@ class _Recurrence(torch.autograd.Function):
         ctx.meta, ctx.inputs = meta, len(flat)
         ctx.save_for_backward(*flat, result.y, *result.saved)
         ctx.set_materialize_grads(False)
-        return (result.y, *result.finals)
+        ctx.single = meta.batch_sizes is None and flat[0].dim() == 2
+        return (result.y, *(result.finals[1:] if ctx.single else result.finals))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> Any:
@@ -66,6 +79,8 @@ class _Recurrence(torch.autograd.Function):
             return (None,) * (1 + ctx.inputs)
         if torch.is_grad_enabled():  # create_graph=True
             return (None, *_differentiable_backward(ctx.meta, flat, (dy, *dfinals), ctx.needs_input_grad[1:]))
+        if ctx.single:
+            dfinals = (None, *dfinals)  # the first final state is y
         call = ctx.meta.call(flat)
         dy = torch.zeros_like(y) if dy is None else dy.contiguous()
         needed, last = ctx.needs_input_grad[1:], not _keeps_graph()
@@ -88,8 +103,9 @@ def _differentiable_backward(
 
         result = pad_call(call, Reference())
     else:
-        result = Reference().forward(call, save=False)
-    pairs = [(o, d) for o, d in zip((result.y, *result.finals), douts, strict=True) if d is not None]
+        result = recurrence(Reference(), call)
+    outs = result.finals if call.single_step else (result.y, *result.finals)
+    pairs = [(o, d) for o, d in zip(outs, douts, strict=True) if d is not None]
     wanted = [a for a, need in zip(flat, needed, strict=True) if need]
     grads = iter(
         torch.autograd.grad(
@@ -111,7 +127,9 @@ def call_backward(
 ) -> list[Tensor | None]:
     """Gradients of x, the states and each stream's weights, in the order of the op's inputs."""
     cell, hidden = call.cell, call.hidden
-    grads = backend.backward(call, saved, y, dy, dfinals, needed[0], last)
+    grads = backend.backward(call, saved, y, dy, dfinals, needed, last)
+    if grads.dweights is not None:
+        return [grads.dx, *grads.dstates, *(w for stream in grads.dweights for w in stream)]
     x = call.x.reshape(-1, call.x.shape[-1])
     dx = grads.dx
     out: list[Tensor | None] = [None, *grads.dstates]

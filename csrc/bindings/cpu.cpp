@@ -17,6 +17,7 @@ using fastrnn::CellId;
 using fastrnn::DType;
 using fastrnn::ForwardArgs;
 using fastrnn::Problem;
+using fastrnn::StreamGradients;
 using fastrnn::StreamWeights;
 using Address = uintptr_t;
 
@@ -65,12 +66,19 @@ void forward(const std::vector<Address>& head, const std::vector<Address>& strea
 
 void backward(const std::vector<Address>& head, const std::vector<Address>& streams, Address y, Address tape, Address c,
               Address dy, Address dhn, Address dcn, Address dgates, Address dh0, Address dc0, Address dh,
-              Address dx) {
+              Address dx, const std::vector<Address>& gradients) {
   BackwardArgs a;
   const Call call(a, head, streams);
   a.y = at<void>(y), a.tape = at<void>(tape), a.c = at<void>(c), a.dy = at<void>(dy);
   a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dgates = at<void>(dgates);
   a.dh0 = at<void>(dh0), a.dc0 = at<void>(dc0), a.dh = at<void>(dh), a.dx = at<void>(dx);
+  std::vector<StreamGradients> of_weights;  // w_ih, w_hh, b_ih, b_hh per stream, or nothing
+  for (size_t i = 0; i + 3 < gradients.size(); i += 4)
+    of_weights.push_back({at<void>(gradients[i]), at<void>(gradients[i + 1]), at<void>(gradients[i + 2]),
+                          at<void>(gradients[i + 3])});
+  if (!of_weights.empty() && (int64_t(of_weights.size()) != a.S || a.T * a.B > fastrnn::kFewRows))
+    throw py::value_error("fastrnn._cpu: a malformed call");
+  a.gradients = of_weights.empty() ? nullptr : of_weights.data();
   const auto run = fastrnn::kernels().backward[call.cell][call.dtype];
   py::gil_scoped_release release;
   run(a);
@@ -116,6 +124,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("step", &step);
   module.def("cells", &cells);
   module.def("isa", &fastrnn::isa);
+  module.attr("few_rows") = fastrnn::kFewRows;
   module.def("isas", [] {
     const char* names[4];
     const int n = fastrnn::isas(names);

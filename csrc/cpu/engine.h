@@ -22,6 +22,11 @@ struct StreamWeights {
   const void* w_hr;  // (P, H)    E, or null without projection
 };
 
+// Gradients of a stream's parameters, each like the parameter, null when not wanted.
+struct StreamGradients {
+  void *w_ih, *w_hh, *b_ih, *b_hh;
+};
+
 struct Problem {
   int64_t T, B, I, H, P, S;
   const int64_t* batch_sizes;  // (T), not increasing; null: every step has B rows
@@ -55,6 +60,7 @@ struct BackwardArgs : Problem {
   void* dc0;         // (S, B, H)    E, for cells with c
   void* dh;          // (S, N, P)    E, with a projection: the whole gradient of h
   void* dx;          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
+  const StreamGradients* gradients;  // (S), or null: for at most kFewRows rows, see Backward
 };
 
 using ForwardFunction = void (*)(const ForwardArgs&);
@@ -64,6 +70,11 @@ struct Kernels {
   ForwardFunction forward[int(CellId::Count)][int(DType::Count)];
   BackwardFunction backward[int(CellId::Count)][int(DType::Count)];
 };
+
+// Rows (steps x batch) up to which weights are read where they lie, since packing would cost more,
+// and up to which backward makes the gradients of the weights as well, since calling for a matrix
+// product would.
+constexpr int64_t kFewRows = 12;
 
 const Kernels& kernels();      // those of the chosen instruction set
 const char* isa();             // its name

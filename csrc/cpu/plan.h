@@ -51,6 +51,7 @@ inline Plan plan(const Problem& p, int gates, int64_t element) {
   // Units split the weights among the cores: worth a barrier where they fit in the cache only so.
   const bool cached = recurrent * element <= kCacheBytes, split_cached = recurrent * element <= kCacheBytes * n;
   if (!cached && split_cached && p.B < 32 * n) batch = 1;
+  if (rows <= kFewRows) batch = 1;  // see Backward::weight_gradients
   batch = batch < 1 ? 1 : batch > n ? n : batch;
   int64_t units = n / batch;
   const int64_t granules = (p.H + Vec<float>::kWidth - 1) / Vec<float>::kWidth;

@@ -10,9 +10,6 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Rows (steps x batch) up to which weights are read where they lie, since packing would cost more.
-constexpr int64_t kUnpackedRows = 12;
-
 // Rows (steps x batch) whose products with W_ih are made at once: enough to read the weights rarely,
 // few enough to stay in the cache.
 constexpr int64_t kChunkRows = 128;
@@ -63,7 +60,7 @@ class Driver {
         gp_((a.P + W - 1) / W),
         batch_((a.B + plan.batch - 1) / plan.batch),
         chunk_(batch_ > kChunkRows ? batch_ : kChunkRows / (batch_ ? batch_ : 1) * batch_),
-        unpacked_(a.T * a.B <= kUnpackedRows),
+        unpacked_(a.T * a.B <= kFewRows),
         projected_(a.weights[0].w_hr != nullptr) {}
 
   void carve_common(Carver& m) {

@@ -10,6 +10,9 @@ Symbols used here and in every backend:
 A batch of sequences of different lengths has two forms, and a backend names the one it takes:
 `padded`, x (T, B, I) with `lengths` (B,) on x's device; `packed`, x (N, I) with `batch_sizes` (T,)
 on the CPU, the rows of a PackedSequence. A batch of equal lengths is always x (T, B, I).
+
+A single step has a form of its own, for the cells: x (B, I) and states (B, H), without the axes of
+length one; y is then the first final state itself. `recurrence` hands it to backends that take it.
 """
 
 from __future__ import annotations
@@ -36,13 +39,17 @@ class Call(NamedTuple):
     """One layer's recurrence: everything that a backend is given."""
 
     cell: Cell
-    x: Tensor  # (T, B, I), or (N, I) with batch_sizes
-    states: tuple[Tensor, ...]  # each (S, B, H), the first (S, B, P)
+    x: Tensor  # (T, B, I), or (N, I) with batch_sizes, or (B, I) for a single step
+    states: tuple[Tensor, ...]  # each (S, B, H), the first (S, B, P); (B, H) for a single step
     weights: tuple[Weights, ...]  # one per stream
     reverse: tuple[bool, ...]  # per stream: from the last step to the first
     lengths: Tensor | None = None  # (B,) integers on x's device
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, not increasing, the first of them B
     resets: Tensor | None = None  # bool (T, B), or (N,) with batch_sizes; false beyond a row's length
+
+    @property
+    def single_step(self) -> bool:
+        return self.x.dim() == 2 and self.batch_sizes is None
 
     @property
     def hidden(self) -> int:
@@ -68,7 +75,9 @@ class Gradients(NamedTuple):
     dstates: tuple[Tensor, ...]  # like the initial states
     dh: Tensor | None = None  # (S, N, P) with a projection: the whole gradient of h
     m: Tensor | None = None  # (S, N, H) with a projection: what it was applied to
-    dx: Tensor | None = None  # like x, where the backend has made it already
+    # Where the backend has made them already:
+    dx: Tensor | None = None  # like x
+    dweights: tuple[Weights, ...] | None = None  # like the weights, None where not needed
 
 
 class Query(NamedTuple):
@@ -93,6 +102,7 @@ class Backend:
 
     name: str
     ragged_layout = "padded"  # the form of ragged batches that it takes
+    takes_single_steps = False  # and calls of the form that they have
     differentiable = False  # forward is made of PyTorch operations and autograd does the rest
 
     def unsupported(self, query: Query) -> str | None:
@@ -110,10 +120,13 @@ class Backend:
         y: Tensor,
         dy: Tensor,
         dfinals: tuple[Tensor | None, ...],
-        need_dx: bool,
+        needed: tuple[bool, ...],
         last: bool,
     ) -> Gradients:
-        """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved`."""
+        """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved`.
+
+        `needed` says which inputs want a gradient: x, each state, then each stream's weights.
+        """
         raise NotImplementedError
 
     def info(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.backends.base import Backend, Call, Gradients, Query, Result
+from fastrnn.backends.base import Backend, Call, Gradients, Query, Result, Weights
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
@@ -33,6 +33,7 @@ def load() -> tuple[ModuleType | None, str]:
 class Cpu(Backend):
     name = "cpu"
     ragged_layout = "packed"
+    takes_single_steps = True
 
     def unsupported(self, query: Query) -> str | None:
         engine, why_not = load()
@@ -45,30 +46,32 @@ class Cpu(Backend):
         return None
 
     def forward(self, call: Call, save: bool) -> Result:
-        engine, _ = load()
-        assert engine is not None
-        cell, x, streams = call.cell, call.x, len(call.weights)
-        hidden, out = call.hidden, call.out
-        head, weights, _keep = _describe(call)
-        y = x.new_empty(*x.shape[:-1], streams * out)
-        finals = tuple([torch.empty_like(s, memory_format=torch.contiguous_format) for s in call.states])
+        cell, x, states, weights = call.cell, call.x, call.states, call.weights
+        rows, out = weights[0].w_hh.shape
+        streams = len(weights)
+        head, flat, _keep = _describe(call, rows // cell.gates, out)
         two = cell.states > 1
-        saved: tuple[Tensor | None, ...] = (None, None, None)
-        if save:
-            rows = y.numel() // (streams * out)
-            kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-            projected = call.weights[0].w_hr is not None
-            sizes = (cell.tape * hidden, two * hidden, projected * hidden)
-            saved = tuple([torch.empty(streams, rows, n, dtype=kind) if n else None for n in sizes])
-        engine.forward(
-            head,
-            weights,
-            y.data_ptr(),
-            finals[0].data_ptr(),
-            finals[1].data_ptr() if two else 0,
-            *[0 if a is None else a.data_ptr() for a in saved],
-        )
-        return Result(y, finals, saved if save else ())  # type: ignore[arg-type]
+        finals = tuple([torch.empty_like(s) if s.is_contiguous() else torch.empty_like(s.contiguous()) for s in states])
+        tokens = x.shape[0]
+        if x.dim() == 3:
+            batch = x.shape[1]
+            y = x.new_empty(tokens, batch, streams * out)
+            tokens *= batch
+        elif call.batch_sizes is None:
+            y = finals[0]
+        else:
+            y = x.new_empty(tokens, streams * out)
+        c_n = finals[1].data_ptr() if two else 0
+        if not save:
+            _engine().forward(head, flat, y.data_ptr(), finals[0].data_ptr(), c_n, 0, 0, 0)
+            return Result(y, finals)
+        hidden = rows // cell.gates
+        kind = torch.float64 if x.dtype is torch.float64 else torch.float32
+        sizes = (cell.tape * hidden, two * hidden, (weights[0].w_hr is not None) * hidden)
+        saved = tuple([torch.empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
+        addresses = [0 if a is None else a.data_ptr() for a in saved]
+        _engine().forward(head, flat, y.data_ptr(), finals[0].data_ptr(), c_n, *addresses)
+        return Result(y, finals, saved)  # type: ignore[arg-type]
 
     def backward(
         self,
@@ -77,30 +80,33 @@ class Cpu(Backend):
         y: Tensor,
         dy: Tensor,
         dfinals: tuple[Tensor | None, ...],
-        need_dx: bool,
+        needed: tuple[bool, ...],
         last: bool,
     ) -> Gradients:
-        engine, _ = load()
-        assert engine is not None
         tape, c, m = saved
         cell, streams, x = call.cell, len(call.weights), call.x
-        rows = y.numel() // (streams * call.out)
-        head, weights, _keep = _describe(call)
+        hidden, out = call.hidden, call.out
+        rows = y.numel() // (streams * out)
+        head, weights, _keep = _describe(call, hidden, out)
         # Each step reads its part of the tape before it writes its gradients: one buffer can hold both.
         reuse = last and cell.tape == cell.dgates and tape.dtype is y.dtype
-        dgates = tape if reuse else y.new_empty(streams, rows, cell.dgates * call.hidden)
+        dgates = tape if reuse else y.new_empty(streams, rows, cell.dgates * hidden)
         dstates = tuple([torch.empty_like(s, memory_format=torch.contiguous_format) for s in call.states])
-        dh = None if m is None else y.new_empty(streams, rows, call.out)
-        dx = x.new_empty(streams, rows, x.shape[-1]) if need_dx else None
+        dh = None if m is None else y.new_empty(streams, rows, out)
+        dx = x.new_empty(streams, rows, x.shape[-1]) if needed[0] else None
         dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
         dy = dy.contiguous()
         two = cell.states > 1
         arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
         results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
-        engine.backward(head, weights, *[0 if a is None else a.data_ptr() for a in arguments + results])
+        few = m is None and call.batch_sizes is None and rows <= _engine().few_rows
+        dweights = _weight_gradients(call, needed) if few else None
+        addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
+        into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w[:4]]
+        _engine().backward(head, weights, *addresses, into)
         if dx is not None:
             dx = (dx[0] if streams == 1 else dx.sum(0)).view(x.shape)
-        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx)
+        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx, dweights)
 
     def info(self) -> dict[str, Any]:
         engine, why_not = load()
@@ -109,39 +115,51 @@ class Cpu(Backend):
         return {"built": True, "isa": engine.isa(), "isas": engine.isas()}
 
 
-def _describe(call: Call) -> tuple[list[int], list[int], list[Tensor]]:
+def _weight_gradients(call: Call, needed: tuple[bool, ...]) -> tuple[Weights, ...]:
+    """Empty tensors for the gradients of the weights, None where none is needed."""
+    first, out = 1 + call.cell.states, []
+    for w in call.weights:
+        out.append(Weights._make([a.new_empty(a.shape) if n else None for a, n in zip(w, needed[first:], strict=False)]))
+        first += len(w)
+    return tuple(out)
+
+
+def _engine() -> Any:
+    return load()[0]
+
+
+def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], list[Tensor]]:
     """The call's sizes and addresses, in the order of `Call` in csrc/bindings/cpu.cpp.
 
     The tensors that come third keep the memory behind copies, made of what is not contiguous.
     """
+    cell, x, states, weights, reverse, _, sizes, resets = call
     keep: list[Tensor] = []
-
-    def address(a: Tensor | None) -> int:
+    pointers = []
+    for a in (sizes, resets, x, *states):
         if a is None:
-            return 0
+            pointers.append(0)
+            continue
         if not a.is_contiguous():
             a = a.contiguous()
             keep.append(a)
-        return a.data_ptr()
-
-    x, states, sizes = call.x, call.states, call.batch_sizes
-    head = [
-        x.shape[0] if sizes is None else sizes.shape[0],
-        states[0].shape[1],
-        x.shape[-1],
-        call.hidden,
-        call.out,
-        torch.get_num_threads(),
-        _CELLS[call.cell.name],
-        _DTYPES[x.dtype],
-        address(sizes),
-        address(call.resets),
-        address(x),
-        address(states[0]),
-        address(states[1]) if len(states) > 1 else 0,
-    ]
+        pointers.append(a.data_ptr())
+    if len(states) == 1:
+        pointers.append(0)
+    shape = x.shape
+    single = sizes is None and len(shape) == 2
+    steps = 1 if single else shape[0] if sizes is None else sizes.shape[0]
+    threads = torch.get_num_threads()
+    head = [steps, states[0].shape[-2], shape[-1], hidden, out, threads, _CELLS[cell.name], _DTYPES[x.dtype], *pointers]
     streams: list[int] = []
-    for w, reverse in zip(call.weights, call.reverse, strict=True):
-        streams += [address(a) for a in w]
-        streams.append(reverse)
+    for w, backwards in zip(weights, reverse, strict=True):
+        for a in w:
+            if a is None:
+                streams.append(0)
+                continue
+            if not a.is_contiguous():
+                a = a.contiguous()
+                keep.append(a)
+            streams.append(a.data_ptr())
+        streams.append(backwards)
     return head, streams, keep
