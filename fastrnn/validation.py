@@ -50,7 +50,7 @@ def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueErr
         raise wrong_dtype(f"input: expected the weights' dtype {w_ih.dtype}, got {x.dtype}; convert one with .to()")
     if x.shape[-1] != w_ih.shape[-1]:
         raise RuntimeError(f"input: expected {w_ih.shape[-1]} features in its last dimension, got {x.shape[-1]}")
-    if x.device != w_ih.device:
+    if not (x.is_cpu and w_ih.is_cpu) and x.device != w_ih.device:
         raise RuntimeError(f"input: expected the weights' device {w_ih.device}, got {x.device}")
 
 
@@ -60,6 +60,7 @@ def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> bool:
     rows, out = first.w_hh.shape
     dtype, device, features = first.w_ih.dtype, first.w_ih.device, first.w_ih.shape[1]
     matrix, vector, grad = (rows, out), (rows,), False
+    on_cpu = first.w_ih.is_cpu  # which is one device, and quicker to ask for
     expected = ((rows, features), matrix, *_optional(first, vector, (out, rows // cell.gates)))
     if rows % cell.gates or (first.w_hr is None and rows != out * cell.gates):
         _refuse_weights(cell, 0, first, first, features, streams)
@@ -71,7 +72,11 @@ def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> bool:
             if tensor is None:
                 if want is not None:
                     _refuse_weights(cell, k, w, first, features, streams)
-            elif tensor.shape != want or tensor.dtype is not dtype or tensor.device != device:
+            elif (
+                tensor.shape != want
+                or tensor.dtype is not dtype
+                or (not tensor.is_cpu if on_cpu else tensor.device != device)
+            ):
                 _refuse_weights(cell, k, w, first, features, streams)
             elif tensor.requires_grad:
                 grad = True
@@ -155,7 +160,7 @@ def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...]
             raise RuntimeError(f"{STATE_NAMES[k]}: expected shape {want}, got {shape(state)}")
         if state.dtype is not dtype:
             raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's dtype {dtype}, got {state.dtype}")
-        if state.device != device:
+        if not (state.is_cpu and like.is_cpu) and state.device != device:
             raise RuntimeError(f"{STATE_NAMES[k]}: expected the input's device {device}, got {state.device}")
         if state.requires_grad:
             grad = True

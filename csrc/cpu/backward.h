@@ -8,14 +8,14 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class T, class E>
-class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
-  using Base = Driver<Backward, C, BackwardArgs, T, E>;
+template <class C, class T, class E, class O = T>
+class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
+  using Base = Driver<Backward, C, BackwardArgs, T, E, O>;
   friend Base;
   using typename Base::V;
   using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_,
       Base::rows_;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
   static constexpr int kBlock = 4;  // granules per register tile
 
@@ -27,46 +27,46 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     Base::carve_common(m);
     const int64_t S = a_.S, B = a_.B;
     // Unpacked weights are read in whole vectors, so a ragged last granule is packed all the same.
-    w_hh_ = m.template take<T>(S * packed(gp_, a_.P) * G * a_.H * W);
-    w_hr_ = m.template take<T>(projected_ ? S * packed(gu_, a_.H) * a_.P * W : 0);
-    w_ih_ = m.template take<T>(a_.dx ? S * packed(gi_, a_.I) * G * a_.H * W : 0);
+    w_hh_ = m.template take<O>(S * packed(gp_, a_.P) * G * a_.H * W);
+    w_hr_ = m.template take<O>(projected_ ? S * packed(gu_, a_.H) * a_.P * W : 0);
+    w_ih_ = m.template take<O>(a_.dx ? S * packed(gi_, a_.I) * G * a_.H * W : 0);
     dh_ = m.template take<T>(S * B * a_.P);
     dc_ = m.template take<T>(NS > 1 ? S * B * a_.H : 0);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
-    total_ = m.template take<T>(projected_ ? S * B * a_.P : 0);
+    total_ = m.template take<O>(projected_ ? S * B * a_.P : 0);
     dm_ = m.template take<T>(projected_ ? S * B * a_.H : 0);
-    dgates_ = m.template take<T>(kNarrow ? 2 * S * B * D * a_.H : 0);
+    dgates_ = m.template take<O>(kRolls ? 2 * S * B * D * a_.H : 0);
     privates_ = m.template take<Private>(plan_.threads());
     for (int i = 0; i < plan_.threads(); ++i) {
       Private p;
-      p.rows = m.template take<const T*>(batch_);
+      p.rows = m.template take<const O*>(batch_);
       p.previous = m.template take<int64_t>(batch_);
       p.chunk = m.template take<int64_t>(this->chunk_);
-      p.gates_of = m.template take<const T*>(a_.dx ? this->chunk_ : 0);
-      p.gates = m.template take<T>(kNarrow && a_.dx ? this->chunk_ * G * a_.H : 0);
+      p.gates_of = m.template take<const O*>(a_.dx ? this->chunk_ : 0);
+      p.gates = m.template take<O>(kRolls && a_.dx ? this->chunk_ * G * a_.H : 0);
       if (privates_) privates_[i] = p;
     }
   }
 
   struct Private {
-    const T** rows;     // per batch row: the left side of a product
+    const O** rows;     // per batch row: the left side of a product
     int64_t* previous;  // per batch row: see Steps::previous
     int64_t* chunk;     // rows whose gates are ready and whose dx is not
-    const T** gates_of; // those rows' gates
-    T* gates;           // those rows' gates in the arithmetic type, where storage is narrow
+    const O** gates_of; // those rows' gates
+    O* gates;           // copies of those rows' gates, where operands are copies
   };
 
   // ---- before the loop ---------------------------------------------------------------------------
 
   bool in_place(int64_t u, int64_t n) const { return unpacked_ && lanes(u, n) == W; }
   int64_t packed(int64_t granules, int64_t n) const { return !unpacked_ ? granules : n % W ? 1 : 0; }
-  T* packed_hh(int64_t s, int64_t u) {
+  O* packed_hh(int64_t s, int64_t u) {
     return w_hh_ + (s * packed(gp_, a_.P) + (unpacked_ ? 0 : u)) * G * a_.H * W;
   }
-  T* packed_ih(int64_t s, int64_t u) {
+  O* packed_ih(int64_t s, int64_t u) {
     return w_ih_ + (s * packed(gi_, a_.I) + (unpacked_ ? 0 : u)) * G * a_.H * W;
   }
-  T* packed_hr(int64_t s, int64_t u) { return w_hr_ + (s * packed(gu_, a_.H) + (unpacked_ ? 0 : u)) * a_.P * W; }
+  O* packed_hr(int64_t s, int64_t u) { return w_hr_ + (s * packed(gu_, a_.H) + (unpacked_ ? 0 : u)) * a_.P * W; }
 
   void prepare(const Share& t) {
     const StreamWeights& w = a_.weights[t.s];
@@ -103,7 +103,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     for (int64_t k = a_.T - 1; k >= 0; --k) {
       const int64_t when = time(t.s, k), n = t.count(at.active(when));
       for (int64_t j = 0; j < n; ++j) p.previous[j] = at.previous(when, t.row(j), a_.reverse[t.s]);
-      if constexpr (C::kProjects)
+      if constexpr (Base::kProjects)
         if (projected_) through_projection(t, at, when, n, p.rows);
       for (int64_t j = 0; j < n; ++j) {
         const int64_t row = at.row(when, t.row(j));
@@ -179,12 +179,12 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
   void input_gradient(const Share& t, const Private& p, int64_t n) {
     const int64_t I = a_.I, K = G * a_.H;
     const E* gates = static_cast<const E*>(a_.dgates) + t.s * rows_ * D * a_.H;
-    if constexpr (kNarrow)
+    if constexpr (kRolls)
       for (int64_t j = 0; j < n; ++j) convert(gates + p.chunk[j] * D * a_.H, K, p.gates + j * K);
     for (int64_t j = 0; j < n; ++j)
-      p.gates_of[j] = kNarrow ? p.gates + j * K : reinterpret_cast<const T*>(gates + p.chunk[j] * D * a_.H);
+      p.gates_of[j] = kRolls ? p.gates + j * K : reinterpret_cast<const O*>(gates + p.chunk[j] * D * a_.H);
     blocks(inputs(t), I, true, [&](int N, int64_t u) {
-      Tile<T> tile = columns(N, u, I, a_.weights[t.s].w_ih, packed_ih(t.s, u), K);
+      Tile<T, O> tile = columns(N, u, I, a_.weights[t.s].w_ih, packed_ih(t.s, u), K);
       for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
         alignas(64) T acc[kMaxTile * W];
         tile.out = acc, tile.a = p.gates_of + j;
@@ -198,11 +198,11 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
   }
 
   // A tile that multiplies with N granules of columns of w (K, n), from u on, and starts from zero.
-  Tile<T> columns(int N, int64_t u, int64_t n, const void* w, const T* packed, int64_t K) {
-    Tile<T> tile;
+  Tile<T, O> columns(int N, int64_t u, int64_t n, const void* w, const O* packed, int64_t K) {
+    Tile<T, O> tile;
     const bool here = in_place(u, n);
     for (int v = 0; v < N; ++v) {
-      tile.w[v] = here ? static_cast<const T*>(w) + (u + v) * W : packed + v * K * W;
+      tile.w[v] = here ? static_cast<const O*>(w) + (u + v) * W : packed + v * K * W;
       tile.start[v] = zero_, tile.start_pitch[v] = 0;
     }
     tile.out_pitch = N * W, tile.offset = 0, tile.stride = here ? n : W, tile.K = K;
@@ -217,13 +217,13 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     if (whole < r.end) for_blocks({whole, r.end}, 1, true, f);
   }
 
-  T* gates_target(const Share& t, int64_t row, int64_t j, int64_t k) {
-    if (kNarrow) return dgates_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * D * a_.H;
-    return static_cast<T*>(a_.dgates) + (t.s * rows_ + row) * D * a_.H;
+  O* gates_target(const Share& t, int64_t row, int64_t j, int64_t k) {
+    if (kRolls) return dgates_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * D * a_.H;
+    return static_cast<O*>(a_.dgates) + (t.s * rows_ + row) * D * a_.H;
   }
 
   // With a projection, h = W_hr m: completes dh and gives dm.
-  void through_projection(const Share& t, const Steps& at, int64_t when, int64_t n, const T** rows) {
+  void through_projection(const Share& t, const Steps& at, int64_t when, int64_t n, const O** rows) {
     const int64_t H = a_.H, P = a_.P;
     for (int64_t j = 0; j < n; ++j) {
       const int64_t row = at.row(when, t.row(j)), own = (t.s * a_.B + t.row(j)) * P;
@@ -238,7 +238,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     }
     meet(t);
     blocks(t.units, H, true, [&](int N, int64_t u) {
-      Tile<T> tile = columns(N, u, H, a_.weights[t.s].w_hr, packed_hr(t.s, u), P);
+      Tile<T, O> tile = columns(N, u, H, a_.weights[t.s].w_hr, packed_hr(t.s, u), P);
       for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
         alignas(64) T acc[kMaxTile * W];
         tile.out = acc, tile.a = rows + j;
@@ -277,7 +277,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
     C::step_backward(tape, s, s1, ds, d);
     for (int g = 0; g < D; ++g) {
       store(static_cast<E*>(a_.dgates) + ((t.s * rows_ + row) * D + g) * H + unit, d[g], n);
-      if (kNarrow) store(gates_target(t, row, j, k) + g * H + unit, d[g], n);
+      if (kRolls) store(gates_target(t, row, j, k) + g * H + unit, d[g], n);
     }
     if (!projected_) store(dh_ + b * H + unit, ds[0], n);
     if (NS > 1) store(dc_ + b * H + unit, previous == -2 ? V(T(0)) : ds[NS - 1], n);
@@ -287,7 +287,7 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
   void recurrent_tile(int M, int N, const Share& t, const Private& p, int64_t j, int64_t u) {
     const int64_t H = a_.H, P = a_.P;
     alignas(64) T acc[kMaxTile * W];
-    Tile<T> tile = columns(N, u, P, a_.weights[t.s].w_hh, packed_hh(t.s, u), G * H);
+    Tile<T, O> tile = columns(N, u, P, a_.weights[t.s].w_hh, packed_hh(t.s, u), G * H);
     tile.out = acc, tile.a = p.rows + j, tile.K = U * H;
     for (int v = 0; v < N; ++v) {  // lanes beyond a ragged end hold what follows, and are not stored
       tile.start[v] = dh_at(t, j, u + v);
@@ -324,7 +324,8 @@ class Backward : public Driver<Backward<C, T, E>, C, BackwardArgs, T, E> {
   }
 
   int64_t gi_;  // granules of I
-  T *w_ih_, *w_hh_, *w_hr_, *dh_, *dc_, *c0_, *total_, *dm_, *dgates_;
+  O *w_ih_, *w_hh_, *w_hr_, *total_, *dgates_;
+  T *dh_, *dc_, *c0_, *dm_;
   Private* privates_;
 };
 

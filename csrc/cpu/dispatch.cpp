@@ -27,6 +27,9 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+namespace avx512bf16 {
+const Kernels& kernels();
+}
 #endif
 
 namespace {
@@ -43,6 +46,8 @@ int list(Isa* out) {  // best first
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool bf16 = avx512 && avx2 && __builtin_cpu_supports("avx512bf16");
+  out[n++] = {"avx512bf16", bf16, avx512bf16::kernels};
   out[n++] = {"avx512", avx512 && avx2, avx512::kernels};
   out[n++] = {"avx2", avx2, avx2::kernels};
 #endif

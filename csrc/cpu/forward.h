@@ -10,15 +10,16 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-template <class C, class T, class E>
-class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
-  using Base = Driver<Forward, C, ForwardArgs, T, E>;
+template <class C, class T, class E, class O = T>
+class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
+  using Base = Driver<Forward, C, ForwardArgs, T, E, O>;
   friend Base;
   using typename Base::V;
   using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_, Base::rows_,
       Base::chunk_;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
+  static constexpr int kGate = W * Multiply<O>::kStep;  // from gate to gate in the packed weights (K, G, W)
   static constexpr int kBlock = G == 1 ? 4 : 1;  // granules per register tile
 
   Forward(const ForwardArgs& a, Plan p)
@@ -28,21 +29,21 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     Base::carve_common(m);
     const int64_t S = a_.S, B = a_.B;
     bias_ = m.template take<T>(S * D * gu_ * W);
-    w_ih_ = m.template take<T>(unpacked_ ? 0 : S * gu_ * a_.I * G * W);
-    w_hh_ = m.template take<T>(unpacked_ ? 0 : S * gu_ * a_.P * G * W);
-    w_hr_ = m.template take<T>(unpacked_ || !projected_ ? 0 : S * gp_ * a_.H * W);
-    h0_ = m.template take<T>(kNarrow ? S * B * a_.P : 0);
+    w_ih_ = m.template take<O>(unpacked_ ? 0 : S * gu_ * a_.I * G * W);
+    w_hh_ = m.template take<O>(unpacked_ ? 0 : S * gu_ * a_.P * G * W);
+    w_hr_ = m.template take<O>(unpacked_ || !projected_ ? 0 : S * gp_ * a_.H * W);
+    h0_ = m.template take<O>(kRolls ? S * B * a_.P : 0);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
-    h_ = m.template take<T>(kNarrow ? 2 * S * B * a_.P : 0);
+    h_ = m.template take<O>(kRolls ? 2 * S * B * a_.P : 0);
     c_ = m.template take<T>(NS > 1 && !a_.c ? S * B * a_.H : 0);
     m_ = m.template take<T>(projected_ && !a_.m ? S * B * a_.H : 0);
     privates_ = m.template take<Private>(plan_.threads());
     for (int i = 0; i < plan_.threads(); ++i) {
       Private p;
       p.xg = m.template take<T>(chunk_ * (gu_ / plan_.units + 1) * G * W);
-      p.x = m.template take<T>(kNarrow ? chunk_ * a_.I : 0);
-      p.rows = m.template take<const T*>(chunk_);
-      p.h = m.template take<const T*>(batch_);
+      p.x = m.template take<O>(kRolls ? chunk_ * a_.I : 0);
+      p.rows = m.template take<const O*>(chunk_);
+      p.h = m.template take<const O*>(batch_);
       p.c = m.template take<const T*>(batch_);
       if (privates_) privates_[i] = p;
     }
@@ -50,9 +51,9 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
 
   struct Private {
     T* xg;           // (rows of the chunk, units, G, W): the input product
-    T* x;            // (rows of the chunk, I), where x is narrow
-    const T** rows;  // the rows of x
-    const T** h;     // per batch row, h_{t-1} and c_{t-1} wherever they lie
+    O* x;            // (rows of the chunk, I), where operands are copies
+    const O** rows;  // the rows of x
+    const O** h;     // per batch row, h_{t-1} and c_{t-1} wherever they lie
     const T** c;
   };
 
@@ -66,17 +67,18 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
       if (unpacked_) continue;
       for (int g = 0; g < G; ++g) {
         const int64_t row = g * H + u * W;
-        pack_rows(elements(w.w_ih) + row * I, I, I, lanes(u, H), packed_ih(t.s, u) + g * W, G * W);
-        pack_rows(elements(w.w_hh) + row * P, P, P, lanes(u, H), packed_hh(t.s, u) + g * W, G * W);
+        pack_rows(elements(w.w_ih) + row * I, I, I, lanes(u, H), packed_ih(t.s, u) + g * kGate, G * W);
+        pack_rows(elements(w.w_hh) + row * P, P, P, lanes(u, H), packed_hh(t.s, u) + g * kGate, G * W);
       }
     }
-    if (projected_ && !unpacked_)
+    if (Base::kProjects && projected_ && !unpacked_)
       for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch)
         pack_rows(elements(w.w_hr) + u * W * H, H, H, lanes(u, P), w_hr_ + (t.s * gp_ + u) * H * W, W);
     if constexpr (kNarrow) {
       for (int64_t j = 0; j < t.count(a_.B); ++j) {
         const int64_t at = t.s * a_.B + t.row(j);
-        if (a_.h0) convert(elements(a_.h0) + at * P, P, h0_ + at * P);
+        if constexpr (kRolls)
+          if (a_.h0) convert(elements(a_.h0) + at * P, P, h0_ + at * P);
         if (NS > 1 && a_.c0) convert(elements(a_.c0) + at * H, H, c0_ + at * H);
       }
     }
@@ -97,8 +99,8 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
   }
 
   T* bias(int64_t s, int gate, int64_t u) { return bias_ + ((s * D + gate) * gu_ + u) * W; }
-  T* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * gu_ + u) * a_.I * G * W; }
-  T* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * gu_ + u) * a_.P * G * W; }
+  O* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * gu_ + u) * a_.I * G * W; }
+  O* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * gu_ + u) * a_.P * G * W; }
 
   // ---- the loop ----------------------------------------------------------------------------------
 
@@ -106,9 +108,9 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     const Private p = privates_[id];
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
       const int64_t at = t.s * a_.B + t.row(j);
-      const T* h0 = kNarrow ? h0_ : static_cast<const T*>(a_.h0);
+      const O* h0 = kRolls ? h0_ : static_cast<const O*>(a_.h0);
       const T* c0 = kNarrow ? c0_ : static_cast<const T*>(a_.c0);
-      p.h[j] = a_.h0 ? h0 + at * a_.P : zero_;
+      p.h[j] = a_.h0 ? h0 + at * a_.P : zero_operand();
       p.c[j] = a_.c0 ? c0 + at * a_.H : zero_;
     }
     const Steps at = steps();
@@ -135,7 +137,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
       const int64_t when = time(t.s, k), n = t.count(at.active(when));
       for (int64_t j = 0; j < n; ++j, ++rows) {
         const E* x = elements(a_.x) + at.row(when, t.row(j)) * a_.I;
-        if constexpr (kNarrow) {
+        if constexpr (kRolls) {
           convert(x, a_.I, p.x + rows * a_.I);
           p.rows[rows] = p.x + rows * a_.I;
         } else {
@@ -146,7 +148,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     const int64_t pitch = t.units.size() * G * W;
     for_blocks(t.units, kBlock, true, [&](int N, int64_t u) {
       for_tiles(rows, tile_rows(N * G), [&](int M, int64_t j) {
-        Tile<T> tile;
+        Tile<T, O> tile;
         tile.out = p.xg + j * pitch + (u - t.units.begin) * G * W;
         tile.out_pitch = pitch;
         tile.a = p.rows + j;
@@ -157,16 +159,16 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
   }
 
   // tile += x . w^T, from the packed weights or, for few rows, from where they lie.
-  FASTRNN_INLINE void add_product(int M, int NV, Tile<T>& tile, const E* w, const T* packed, int64_t u, int64_t K) {
+  FASTRNN_INLINE void add_product(int M, int NV, Tile<T, O>& tile, const E* w, const O* packed, int64_t u, int64_t K) {
     if (unpacked_) {
       for (int m = 0; m < M; ++m)
         for (int v = 0; v < NV; ++v) {
           const int64_t granule = u + v / G;
-          const V sum = dots(tile.a[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
+          const V sum = dots<T>(tile.a[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
           store(tile.out + m * tile.out_pitch + v * W, load(tile.start[v] + m * tile.start_pitch[v]) + sum);
         }
     } else {
-      for (int v = 0; v < NV; ++v) tile.w[v] = packed + (v / G * K * G + v % G) * W;
+      for (int v = 0; v < NV; ++v) tile.w[v] = packed + v / G * K * G * W + v % G * kGate;
       tile.offset = 0, tile.stride = G * W, tile.K = K;
       product(M, NV, tile);
     }
@@ -176,11 +178,11 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     const int64_t when = time(t.s, k);
     if (a_.resets)
       for (int64_t j = 0; j < n; ++j)
-        if (at.previous(when, t.row(j), a_.reverse[t.s]) == -2) p.h[j] = p.c[j] = zero_;
+        if (at.previous(when, t.row(j), a_.reverse[t.s]) == -2) p.h[j] = zero_operand(), p.c[j] = zero_;
     for_blocks(t.units, kBlock, k % 2 == 0, [&](int N, int64_t u) {
       for_tiles(n, tile_rows(N * G), [&](int M, int64_t j) { step_tile(M, N, t, p, at, k, j, u, xg); });
     });
-    if constexpr (C::kProjects)
+    if constexpr (Base::kProjects)
       if (projected_) {
         meet(t);
         project(t, p, at, k, n);
@@ -194,9 +196,9 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
   }
 
   // Where step k leaves h in the arithmetic type, where c and, with a projection, what it applies to.
-  T* h_target(const Share& t, int64_t row, int64_t j, int64_t k) {
-    if (kNarrow) return h_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * a_.P;
-    return static_cast<T*>(a_.y) + (row * a_.S + t.s) * a_.P;
+  O* h_target(const Share& t, int64_t row, int64_t j, int64_t k) {
+    if (kRolls) return h_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * a_.P;
+    return static_cast<O*>(a_.y) + (row * a_.S + t.s) * a_.P;
   }
   T* c_target(const Share& t, int64_t row, int64_t j) {
     if (a_.c) return static_cast<T*>(a_.c) + (t.s * rows_ + row) * a_.H;
@@ -213,7 +215,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     const int NV = N * G;
     const int64_t pitch = t.units.size() * G * W;
     const T* x = xg + j * pitch + (u - t.units.begin) * G * W;
-    Tile<T> tile;
+    Tile<T, O> tile;
     tile.out = acc, tile.out_pitch = NV * W, tile.a = p.h + j;
     for (int b = 0, v = 0; b < N; ++b)
       for (int g = 0; g < G; ++g, ++v) {  // a split gate's r starts from its own bias, without x
@@ -237,7 +239,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
   }
 
   // The cell on one vector of units, and the stores.
-  FASTRNN_INLINE void finish(const Share& t, const Private& p, int64_t row, int64_t j, int64_t k, int64_t u, const T* h,
+  FASTRNN_INLINE void finish(const Share& t, const Private& p, int64_t row, int64_t j, int64_t k, int64_t u, const O* h,
                              const V (&a)[D]) {
     const int64_t unit = u * W, H = a_.H;
     const int n = lanes(u, H);
@@ -250,7 +252,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
       for (int v = 0; v < C::kTape; ++v) store(out + v * H, tape[v], n);
     }
     if (NS > 1) store(c_target(t, row, j) + unit, s1[NS - 1], n);
-    if (C::kProjects && projected_) {
+    if (Base::kProjects && projected_) {
       store(m_target(t, row, j) + unit, s1[0], n);
     } else {
       store_h(t, row, j, k, u, s1[0], n);
@@ -259,7 +261,7 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
 
   FASTRNN_INLINE void store_h(const Share& t, int64_t row, int64_t j, int64_t k, int64_t u, V h, int n) {
     store(static_cast<E*>(a_.y) + (row * a_.S + t.s) * a_.P + u * W, h, n);
-    if (kNarrow) store(h_target(t, row, j, k) + u * W, h, n);
+    if (kRolls) store(h_target(t, row, j, k) + u * W, h, n);
   }
 
   void project(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t n) {
@@ -268,14 +270,14 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     for (int64_t u = t.outs.begin; u < t.outs.end; ++u) {
       for_tiles(n, tile_rows(1), [&](int M, int64_t j) {
         alignas(64) T acc[kMaxRows * W];
-        Tile<T> tile;
+        Tile<T, O> tile;
         tile.out = acc, tile.out_pitch = W, tile.start[0] = zero_, tile.start_pitch[0] = 0;
         tile.a = p.rows + j, tile.offset = 0, tile.stride = W, tile.K = H;
         tile.w[0] = w_hr_ + (t.s * gp_ + u) * H * W;
         if (!unpacked_) product(M, 1, tile);
         for (int m = 0; m < M; ++m) {
           if (unpacked_)
-            store(acc + m * W, dots(tile.a[m], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P)));
+            store(acc + m * W, dots<T>(tile.a[m], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P)));
           store_h(t, at.row(when, t.row(j + m)), j + m, k, u, load(acc + m * W), lanes(u, a_.P));
         }
       });
@@ -297,7 +299,10 @@ class Forward : public Driver<Forward<C, T, E>, C, ForwardArgs, T, E> {
     }
   }
 
-  T *bias_, *w_ih_, *w_hh_, *w_hr_, *h0_, *c0_, *h_, *c_, *m_;
+  O* zero_operand() const { return reinterpret_cast<O*>(zero_); }
+
+  T *bias_, *c0_, *c_, *m_;
+  O *w_ih_, *w_hh_, *w_hr_, *h0_, *h_;
   Private* privates_;
 };
 

@@ -29,26 +29,54 @@ FASTRNN_INLINE void for_tiles(int64_t n, int most, F&& f) {
 // The operands of a tile: for row m and vector v,
 //   out[m * out_pitch + v * width] = start[v][m * start_pitch[v]] + sum over k of a[m][offset + k] * w[v][k * stride]
 // where `out`, `start` and `w` stand for whole vectors. The order of summation does not depend on the
-// tile, so that every split of the rows gives the same bits.
-template <class T>
+// tile, so that every split of the rows gives the same bits. O is the type of the operands: T, or Bf16
+// where the processor multiplies pairs of them; k and k + 1 then lie side by side in w, lane by lane.
+template <class T, class O>
 struct Tile {
   T* out;
   int64_t out_pitch;
   const T* start[kMaxVectors];
   int64_t start_pitch[kMaxVectors];
-  const T* const* a;
+  const O* const* a;
   int64_t offset;
-  const T* w[kMaxVectors];
+  const O* w[kMaxVectors];
   int64_t stride, K;
 };
 
-template <class T, int M, int V>
-__attribute__((noinline)) void product_tile(const Tile<T>& t) {
+// How many k one instruction takes, and the instruction.
+template <class T>
+struct Multiply {
+  static constexpr int kStep = 1;
+  using Value = Vec<T>;
+  static FASTRNN_INLINE Value splat(const T* p) { return Value(*p); }
+  static FASTRNN_INLINE Value whole(const T* p) { return load(p); }
+  static FASTRNN_INLINE Vec<T> add(Vec<T> c, Value x, Value y) { return c + x * y; }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Multiply<Bf16> {
+  static constexpr int kStep = 2;
+  using Value = __m512i;
+  static FASTRNN_INLINE Value splat(const Bf16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    return _mm512_set1_epi32(pair);
+  }
+  static FASTRNN_INLINE Value whole(const Bf16* p) { return _mm512_loadu_si512(p); }
+  static FASTRNN_INLINE Vec<float> add(Vec<float> c, Value x, Value y) {
+    return (Vec<float>::Native)_mm512_dpbf16_ps((__m512)c.v, (__m512bh)x, (__m512bh)y);
+  }
+};
+#endif
+
+template <class T, class O, int M, int V>
+__attribute__((noinline)) void product_tile(const Tile<T, O>& t) {
+  using Op = Multiply<O>;
   constexpr int width = Vec<T>::kWidth;
   Vec<T> c[M][V];
-  const T *x[M], *b[V];
+  const O *x[M], *b[V];
   T* const out = t.out;
-  const int64_t pitch = t.out_pitch, K = t.K, stride = t.stride;
+  const int64_t pitch = t.out_pitch, K = t.K, stride = t.stride * Op::kStep;
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) b[v] = t.w[v];
 #pragma GCC unroll 8
@@ -59,17 +87,17 @@ __attribute__((noinline)) void product_tile(const Tile<T>& t) {
   }
   int64_t k = 0, at = 0;
   do {  // K > 0; a loop that may not run at all costs the registers
-    Vec<T> y[V];
+    typename Op::Value y[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) y[v] = load(b[v] + at);
+    for (int v = 0; v < V; ++v) y[v] = Op::whole(b[v] + at);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Vec<T> s(x[m][k]);
+      const typename Op::Value s = Op::splat(x[m] + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) c[m][v] = c[m][v] + s * y[v];
+      for (int v = 0; v < V; ++v) c[m][v] = Op::add(c[m][v], s, y[v]);
     }
     at += stride;
-  } while (++k < K);
+  } while ((k += Op::kStep) < K);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -77,10 +105,10 @@ __attribute__((noinline)) void product_tile(const Tile<T>& t) {
 }
 
 // The tile of M rows and V vectors, both known at run time only.
-template <class T>
-FASTRNN_INLINE void product(int M, int V, const Tile<T>& t) {
-  using Function = void (*)(const Tile<T>&);
-#define FASTRNN_TILE(M, V) M <= tile_rows(V) ? product_tile<T, M <= tile_rows(V) ? M : 1, V> : nullptr
+template <class T, class O>
+FASTRNN_INLINE void product(int M, int V, const Tile<T, O>& t) {
+  using Function = void (*)(const Tile<T, O>&);
+#define FASTRNN_TILE(M, V) M <= tile_rows(V) ? product_tile<T, O, M <= tile_rows(V) ? M : 1, V> : nullptr
 #define FASTRNN_TILES(V)                                                                               \
   {FASTRNN_TILE(1, V), FASTRNN_TILE(2, V), FASTRNN_TILE(3, V), FASTRNN_TILE(4, V), FASTRNN_TILE(5, V), \
    FASTRNN_TILE(6, V), FASTRNN_TILE(7, V), FASTRNN_TILE(8, V)}
@@ -93,8 +121,8 @@ FASTRNN_INLINE void product(int M, int V, const Tile<T>& t) {
 
 // Lane j of the result: the dot product of a with row j of w. For few rows in all, where packing
 // would cost more than it saves.
-template <class T, class E>
-__attribute__((noinline)) Vec<T> dots(const T* a, const E* w, int64_t ld, int64_t K, int lanes) {
+template <class T, class O, class E>
+__attribute__((noinline)) Vec<T> dots(const O* a, const E* w, int64_t ld, int64_t K, int lanes) {
   constexpr int width = Vec<T>::kWidth;
   constexpr int R = width < 4 ? width : 4;
   Vec<T> part[width];
@@ -144,6 +172,19 @@ template <class T, class E>
 __attribute__((noinline)) void pack_columns(const E* w, int64_t ld, int64_t K, int lanes, T* out) {
   for (int64_t k = 0; k < K; ++k) store(out + k * Vec<T>::kWidth, load(w + k * ld, lanes));
 }
+
+#if defined(__AVX512BF16__)
+// The same for pairs of Bf16; K is even. A pair moves as one 32-bit lane.
+inline void pack_rows(const Bf16* w, int64_t ld, int64_t K, int lanes, Bf16* out, int64_t stride) {
+  pack_rows(reinterpret_cast<const float*>(w), ld / 2, K / 2, lanes, reinterpret_cast<float*>(out), stride);
+}
+inline void pack_columns(const Bf16* w, int64_t ld, int64_t K, int lanes, Bf16* out) {
+  for (int64_t k = 0; k < K; k += 2) {
+    const __m512i even = (__m512i)load(w + k * ld, lanes).v, odd = (__m512i)load(w + (k + 1) * ld, lanes).v;
+    _mm512_storeu_si512(out + k * Vec<float>::kWidth, _mm512_or_si512(_mm512_srli_epi32(even, 16), odd));
+  }
+}
+#endif
 
 template <class T, class E>
 __attribute__((noinline)) void convert(const E* in, int64_t n, T* out) {

@@ -37,14 +37,17 @@ struct Share {
   int64_t row(int64_t j) const { return first + j * stride; }
 };
 
-// Base of both loops. Loop is the derived class, which has carve(Carver&), prepare(Share&) and
+// Base of both loops. T is the arithmetic, E the storage and O the operand type of the products (T, or E
+// where the processor multiplies it as it is). Loop is the derived class, which has carve(Carver&), prepare(Share&) and
 // stream(thread, Share&).
-template <class Loop, class C, class A, class T, class E>
+template <class Loop, class C, class A, class T, class E, class O>
 class Driver {
  public:
   using V = Vec<T>;
   static constexpr int W = V::kWidth, G = C::kGates, D = G + C::kSplit, NS = C::kStates, U = G - C::kSplit;
-  static constexpr bool kNarrow = !std::is_same_v<T, E>;
+  static constexpr bool kNarrow = !std::is_same_v<T, E>;  // storage narrower than arithmetic
+  static constexpr bool kProjects = C::kProjects && std::is_same_v<O, T>;
+  static constexpr bool kRolls = !std::is_same_v<O, E>;   // operands are copies of what is stored
 
   static void run(const A& a) {
     const Plan p = plan(a, G, sizeof(T));

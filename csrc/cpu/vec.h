@@ -266,26 +266,40 @@ FASTRNN_INLINE void from_float(float f, Fp16* x) {
 
 template <class E>
 FASTRNN_INLINE Vec<float> load_narrow(const E* p, int n) {
-  constexpr int w = Vec<float>::kWidth;
-#if defined(__F16C__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+  if constexpr (__is_same(E, Fp16)) return (Vec<float>::Native)_mm512_cvtph_ps(bits);
+  return (Vec<float>::Native)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#else
+#if defined(__F16C__)
   if constexpr (__is_same(E, Fp16)) {
-    if (n == w) return (Vec<float>::Native)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-  }
-#elif defined(__AVX512F__)
-  if constexpr (__is_same(E, Fp16)) {
-    if (n == w) return (Vec<float>::Native)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+    if (n == Vec<float>::kWidth) return (Vec<float>::Native)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
   }
 #endif
-  float buffer[w] = {};
+  float buffer[Vec<float>::kWidth] = {};
   for (int i = 0; i < n; ++i) buffer[i] = to_float(p[i]);
   return load(buffer);
+#endif
 }
 template <class E>
 FASTRNN_INLINE void store_narrow(E* p, Vec<float> x, int n) {
-  constexpr int w = Vec<float>::kWidth;
-  float buffer[w];
+#if defined(__AVX512F__)
+  const __mmask16 lanes = __mmask16((1u << n) - 1);
+  if constexpr (__is_same(E, Fp16)) {
+    _mm256_mask_storeu_epi16(p, lanes, _mm512_cvtps_ph((__m512)x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return;
+  }
+  const __m512i bits = _mm512_castps_si512((__m512)x.v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  __m512i high = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x.v, (__m512)x.v, _CMP_UNORD_Q);
+  high = _mm512_mask_mov_epi32(_mm512_srli_epi32(high, 16), nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_mask_storeu_epi16(p, lanes, _mm512_cvtepi32_epi16(high));
+#else
+  float buffer[Vec<float>::kWidth];
   store(buffer, x);
   for (int i = 0; i < n; ++i) from_float(buffer[i], p + i);
+#endif
 }
 
 FASTRNN_INLINE Vec<float> load(const Bf16* p, int n) { return load_narrow(p, n); }
