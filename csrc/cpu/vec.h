@@ -124,7 +124,7 @@ FASTRNN_INLINE V polynomial(V x, const T (&c)[N]) {
 // Coefficients: S. L. Moshier, Cephes Mathematical Library (expf, exp, tanhf, tanh).
 FASTRNN_INLINE Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  x = clamp(x, -87.0f, 88.0f);
+  x = clamp(x, -87.0f, 89.0f);  // 89 becomes infinity, so that sigmoid ends at 0
   const V n = round(x * V(1.44269504088896341f));
   V r = x - n * V(0.693359375f);
   r = r - n * V(-2.12194440e-4f);
@@ -135,7 +135,7 @@ FASTRNN_INLINE Vec<float> exp(Vec<float> x) {
 
 FASTRNN_INLINE Vec<double> exp(Vec<double> x) {
   using V = Vec<double>;
-  x = clamp(x, -708.0, 709.0);
+  x = clamp(x, -708.0, 710.0);
   const V n = round(x * V(1.4426950408889634073599));
   V r = x - n * V(6.93145751953125e-1);
   r = r - n * V(1.42860682030941723212e-6);
