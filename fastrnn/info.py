@@ -71,7 +71,11 @@ def engine() -> dict[str, Any]:
         cpu = importlib.import_module("fastrnn._cpu")
     except ImportError as error:
         return {"available": False, "reason": f"it could not be loaded: {error}", "cost": _COST}
-    return {"available": True, "isa": cpu.isa(), "isas": list(cpu.isas())}
+    try:
+        isa = cpu.isa()
+    except RuntimeError as error:  # FASTRNN_ISA names one that is not there
+        return {"available": False, "reason": f"{error}; this processor can: {', '.join(cpu.isas())}", "cost": _COST}
+    return {"available": True, "isa": isa, "isas": list(cpu.isas())}
 
 
 def cpu_model() -> str:

@@ -92,6 +92,7 @@ def prepare(
     else:
         if x.dim() != 2:
             raise RuntimeError(f"input: expected a PackedSequence with data of 2 dimensions, got {check.shape(x)}")
+        packed = check.check_packed(packed)
         steps, batch = packed.batch_sizes.numel(), int(packed.batch_sizes[0])
     check.check_input(x, first.w_ih)
     grad = check.check_weights(cell, weights, streams)

@@ -10,29 +10,41 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastrnn.backends.base import Backend, Call, Result, Weights
 from fastrnn.backends.reference import Reference
 from fastrnn.cells import Cell
+from fastrnn.packing import pad_call, previous_rows
 
+REFERENCE = Reference()
 _FIELDS = len(Weights._fields)
+_MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def recurrence(backend: Backend, call: Call) -> Result:
     """Run `call` on `backend`, recording it for autograd when a gradient may be asked for."""
+    if backend.differentiable:
+        return _with_axes(backend, call) if call.single_step else backend.forward(call, save=False)
+    flat = (call.x, *call.states, *[w for stream in call.weights for w in stream])
+    if not _plain(flat):
+        return recurrence(REFERENCE, call) if call.batch_sizes is None else pad_call(call, REFERENCE)
+    if torch.is_grad_enabled():
+        for a in flat:
+            if a is not None and a.requires_grad:
+                return _recorded(backend, call, flat)
     if call.single_step and not backend.takes_single_steps:
         return _with_axes(backend, call)
-    if backend.differentiable or not torch.is_grad_enabled():
-        return backend.forward(call, save=False)
-    flat = (call.x, *call.states, *[w for stream in call.weights for w in stream])
-    for a in flat:
-        if a is not None and a.requires_grad:
-            break
-    else:
-        return backend.forward(call, save=False)
-    meta = _Meta(backend, call.cell, call.reverse, call.lengths, call.batch_sizes, call.resets)
-    y, *finals = _Recurrence.apply(meta, *flat)
-    return Result(y, (y, *finals) if call.single_step else tuple(finals))
+    return backend.forward(call, save=False)
+
+
+def _recorded(backend: Backend, call: Call, flat: tuple[Tensor, ...]) -> Result:
+    if call.single_step:
+        return _with_axes(backend, call)
+    meta = _Meta(backend, call.cell, call.reverse)
+    y, *finals = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)
+    return Result(y, tuple(finals))
 
 
 def _with_axes(backend: Backend, call: Call) -> Result:
@@ -42,49 +54,77 @@ def _with_axes(backend: Backend, call: Call) -> Result:
     return Result(finals[0], finals)
 
 
+def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Are these tensors memory and nothing else?
+
+    Backends take addresses. What torch.func, forward-mode differentiation, tracing and dispatch modes do
+    to tensors they would not see, so such calls run on the reference, which is made of PyTorch operations.
+    """
+    if (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for a in tensors:
+        if a is not None and (type(a) not in _PLAIN or a.is_neg() or a._is_zerotensor()):
+            return False
+    return True
+
+
 class _Meta(NamedTuple):
-    """The part of a call that takes no gradient."""
+    """The part of a call that is no tensor."""
 
     backend: Backend
     cell: Cell
     reverse: tuple[bool, ...]
-    lengths: Tensor | None
-    batch_sizes: Tensor | None
-    resets: Tensor | None
 
-    def call(self, flat: tuple[Tensor, ...]) -> Call:
+    def call(self, masks: tuple[Tensor | None, ...], flat: tuple[Tensor, ...]) -> Call:
         n = self.cell.states
         rest = flat[1 + n :]
         weights = tuple(Weights(*rest[i : i + _FIELDS]) for i in range(0, len(rest), _FIELDS))
-        return Call(
-            self.cell, flat[0], flat[1 : 1 + n], weights, self.reverse, self.lengths, self.batch_sizes, self.resets
-        )
+        return Call(self.cell, flat[0], flat[1 : 1 + n], weights, self.reverse, *masks)
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, meta: _Meta, *flat: Tensor) -> Any:
-        result = meta.backend.forward(meta.call(flat), save=True)
-        ctx.meta, ctx.inputs = meta, len(flat)
-        ctx.save_for_backward(*flat, result.y, *result.saved)
+    def forward(ctx: Any, meta: _Meta, *tensors: Tensor) -> Any:
+        masks, flat = tensors[:_MASKS], tensors[_MASKS:]
+        result = meta.backend.forward(meta.call(masks, flat), save=True)
+        # torch.nn's GRU and RNN allow to edit their output in place, its LSTM does not: so here.
+        y = result.y if meta.cell.states > 1 else result.y.clone()
+        ctx.meta, ctx.inputs = meta, len(tensors)
+        ctx.hooked = _hooks() is not None
+        ctx.save_for_backward(*tensors, y, *result.saved)
         ctx.set_materialize_grads(False)
-        ctx.single = meta.batch_sizes is None and flat[0].dim() == 2
-        return (result.y, *(result.finals[1:] if ctx.single else result.finals))
+        return (result.y, *result.finals)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> Any:
         tensors = ctx.saved_tensors
-        flat, y, saved = tensors[: ctx.inputs], tensors[ctx.inputs], tensors[ctx.inputs + 1 :]
+        masks, flat = tensors[:_MASKS], tensors[_MASKS : ctx.inputs]
+        y, saved = tensors[ctx.inputs], tensors[ctx.inputs + 1 :]
+        head: tuple[None, ...] = (None,) * (1 + _MASKS)
         if dy is None and all(d is None for d in dfinals):
-            return (None,) * (1 + ctx.inputs)
-        if torch.is_grad_enabled():  # create_graph=True
-            return (None, *_differentiable_backward(ctx.meta, flat, (dy, *dfinals), ctx.needs_input_grad[1:]))
-        if ctx.single:
-            dfinals = (None, *dfinals)  # the first final state is y
-        call = ctx.meta.call(flat)
+            return head + (None,) * len(flat)
+        needed = ctx.needs_input_grad[1 + _MASKS :]
+        call = ctx.meta.call(masks, flat)
+        douts = (dy, *dfinals)
+        if torch.is_grad_enabled() or not _plain((*flat, *douts)):  # create_graph=True, or a transformation
+            return head + tuple(_differentiable_backward(call, flat, douts, needed))
         dy = torch.zeros_like(y) if dy is None else dy.contiguous()
-        needed, last = ctx.needs_input_grad[1:], not _keeps_graph()
-        return (None, *call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
+        # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
+        last = not (ctx.hooked or _keeps_graph())
+        if torch._C._is_any_autocast_enabled():  # which is about the forward
+            with torch.autocast(y.device.type, enabled=False):
+                return head + tuple(call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
+        return head + tuple(call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
+
+
+def _hooks() -> Any:
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(True)
 
 
 def _keeps_graph() -> bool:
@@ -94,24 +134,25 @@ def _keeps_graph() -> bool:
 
 
 def _differentiable_backward(
-    meta: _Meta, flat: tuple[Tensor, ...], douts: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+    call: Call, flat: tuple[Tensor, ...], douts: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """The same gradients as a graph that can be differentiated again: autograd through the reference."""
-    call = meta.call(flat)
-    if call.batch_sizes is not None:
-        from fastrnn.packing import pad_call
+    """The same gradients as a graph that can be differentiated again: autograd through the reference.
 
-        result = pad_call(call, Reference())
-    else:
-        result = recurrence(Reference(), call)
-    outs = result.finals if call.single_step else (result.y, *result.finals)
-    pairs = [(o, d) for o, d in zip(outs, douts, strict=True) if d is not None]
-    wanted = [a for a, need in zip(flat, needed, strict=True) if need]
-    grads = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True
+    It differentiates with respect to views of the inputs, one each, so that it ends at this call and
+    counts an input that comes twice once in each place.
+    """
+    with torch.enable_grad():
+        own = tuple([None if a is None else a.view_as(a) for a in flat])
+        meta = _Meta(REFERENCE, call.cell, call.reverse)
+        call = meta.call((call.lengths, call.batch_sizes, call.resets), own)  # type: ignore[arg-type]
+        result = pad_call(call, REFERENCE) if call.batch_sizes is not None else recurrence(REFERENCE, call)
+        pairs = [(o, d) for o, d in zip((result.y, *result.finals), douts, strict=True) if d is not None]
+        wanted = [a for a, need in zip(own, needed, strict=True) if need]
+        grads = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True
+            )
         )
-    )
     return [next(grads) if need else None for need in needed]
 
 
@@ -166,7 +207,7 @@ def _recurrent_blocks(cell: Cell, hidden: int) -> list[tuple[slice, slice]]:
 
 def _recurrent_bias_grad(cell: Cell, dgates: Tensor, db_ih: Tensor | None, hidden: int) -> Tensor | None:
     if db_ih is None or not cell.split:
-        return db_ih
+        return None if db_ih is None else db_ih.clone()  # not one tensor for two parameters
     db = torch.empty_like(db_ih)
     for rows, columns in _recurrent_blocks(cell, hidden):
         db[rows] = db_ih[rows] if rows == columns else dgates[:, columns].sum(0)
@@ -196,7 +237,5 @@ def _previous_h(call: Call, s: int, y: Tensor) -> list[tuple[slice, Tensor]]:
         if reverse:
             return [(slice(0, rows - batch), h[batch:]), (slice(rows - batch, rows), h0)]
         return [(slice(batch, rows), h[: rows - batch]), (slice(0, batch), h0)]
-    from fastrnn.packing import previous_rows
-
     source = torch.cat((h, h0, h.new_zeros(1, out)))  # rows, then initial states, then a cleared one
     return [(slice(0, rows), source.index_select(0, previous_rows(call, reverse)))]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends.base import Weights
 from fastrnn.cells import Cell
@@ -44,6 +45,22 @@ def check_rank(input: Tensor, ranks: tuple[int, int], layout: str) -> None:
         raise ValueError(f"input: expected {ranks[0]} or {ranks[1]} dimensions {layout}, got shape {shape(input)}")
 
 
+def check_packed(packed: PackedSequence) -> PackedSequence:
+    """The same with batch_sizes of its own, after checking that they describe its rows (RuntimeError)."""
+    sizes, rows = packed.batch_sizes, packed.data.shape[0]
+    if sizes.dtype != torch.int64 or sizes.dim() != 1 or not sizes.is_cpu:
+        raise RuntimeError(
+            "batch_sizes: expected a PackedSequence with an int64 CPU vector, "
+            f"got {sizes.dtype} of shape {shape(sizes)} on {sizes.device}"
+        )
+    own = sizes.detach().clone()
+    if not own.numel() or int(own[-1]) < 1 or bool((own[1:] > own[:-1]).any()):
+        raise RuntimeError(f"batch_sizes: expected positive sizes that do not increase, got {own.tolist()[:8]} ...")
+    if int(own.sum()) != rows:
+        raise RuntimeError(f"batch_sizes: expected sizes that sum to the {rows} rows of data, got {int(own.sum())}")
+    return PackedSequence(packed.data, own, packed.sorted_indices, packed.unsorted_indices)
+
+
 def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueError) -> None:
     """Feature size, dtype and device of `x` against the first layer's weight."""
     if x.dtype != w_ih.dtype:
@@ -58,6 +75,8 @@ def check_weights(cell: Cell, weights: Sequence[Weights], streams: int) -> bool:
     """Shapes, dtypes and devices of all weights against one another; says whether one requires a gradient."""
     first = weights[0]
     rows, out = first.w_hh.shape
+    if first.w_hr is not None and cell.name != "lstm":
+        raise RuntimeError(f"weights: w_hr: expected None for a {cell.name}, only an lstm has a projection")
     dtype, device, features = first.w_ih.dtype, first.w_ih.device, first.w_ih.shape[1]
     matrix, vector, grad = (rows, out), (rows,), False
     on_cpu = first.w_ih.is_cpu  # which is one device, and quicker to ask for

@@ -48,8 +48,11 @@ struct Call {
     p.batch_sizes = at<int64_t>(head[8]), p.resets = at<uint8_t>(head[9]);
     p.x = at<void>(head[10]), p.h0 = at<void>(head[11]), p.c0 = at<void>(head[12]);
     p.weights = weights.data(), p.reverse = reverse.data();
-    if (cell < 0 || cell >= int(CellId::Count) || dtype < 0 || dtype >= int(DType::Count) || p.H < 1 || p.P < 1)
+    if (cell < 0 || cell >= int(CellId::Count) || dtype < 0 || dtype >= int(DType::Count) || p.H < 1 || p.P < 1 ||
+        p.I < 1)
       throw py::value_error("fastrnn._cpu: a malformed call");
+    for (const StreamWeights& w : weights)
+      if (w.w_hr ? cell != int(CellId::Lstm) : p.P != p.H) throw py::value_error("fastrnn._cpu: a malformed call");
   }
 };
 

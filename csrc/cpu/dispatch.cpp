@@ -7,6 +7,7 @@
 
 #if defined(__linux__)
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 #if defined(_OPENMP)
@@ -66,7 +67,7 @@ Isa choose() {
     }
     if (all[i].here) return all[i];
   }
-  throw std::runtime_error("FASTRNN_ISA=" + std::string(forced) + ": unknown; see fastrnn.info()");
+  throw std::runtime_error("FASTRNN_ISA=" + std::string(forced) + ": there is no such instruction set");
 }
 
 const Isa& chosen() {
@@ -87,6 +88,7 @@ bool forked = false;
 struct Workspace {
   void* memory = nullptr;
   size_t bytes = 0;
+  int small = 0;  // calls in a row that needed a fraction of it
   ~Workspace() { std::free(memory); }
 };
 
@@ -104,9 +106,24 @@ int isas(const char** names) {
   return here;
 }
 
+int processors() {
+#if defined(__linux__)
+  static const int n = [] {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1 << 30;
+  }();
+  return n;
+#else
+  return 1 << 30;
+#endif
+}
+
 void* workspace(size_t bytes) {
   static thread_local Workspace w;
-  if (w.bytes < bytes) {
+  constexpr size_t much = size_t(16) << 20;
+  w.small = w.bytes > much && bytes < w.bytes / 8 ? w.small + 1 : 0;
+  if (w.bytes < bytes || w.small > 100) {
+    w.small = 0;
     std::free(w.memory);
     w.memory = nullptr;
     w.bytes = 0;
@@ -130,8 +147,9 @@ bool run_parallel(int threads, void (*body)(int, void*), void* arg) {
   {
     // All or none: the bodies wait for each other.
     if (omp_get_num_threads() == threads) {
-      whole = true;
-      body(omp_get_thread_num(), arg);
+      const int id = omp_get_thread_num();
+      if (id == 0) whole = true;
+      body(id, arg);
     }
   }
   return whole;

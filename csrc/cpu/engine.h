@@ -80,7 +80,10 @@ const Kernels& kernels();      // those of the chosen instruction set
 const char* isa();             // its name
 int isas(const char** names);  // all that this machine can run, best first; returns their number
 
-// Scratch memory of the calling thread, kept from call to call; aligned to 64 bytes.
+int processors();  // how many this process may use
+
+// Scratch memory of the calling thread, kept from call to call and given back when it has long been
+// far larger than needed; aligned to 64 bytes.
 void* workspace(size_t bytes);
 
 // Runs body(thread, arg) on `threads` threads at once, or returns false without having run any.

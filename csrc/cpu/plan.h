@@ -37,7 +37,7 @@ constexpr int64_t kCacheBytes = 640 << 10;
 inline Plan plan(const Problem& p, int gates, int64_t element) {
   const int64_t recurrent = p.H * p.P * gates, rows = p.T * p.B;
   const int64_t work = p.S * rows * (recurrent + gates * p.H * p.I);
-  int64_t n = p.threads;
+  int64_t n = p.threads < processors() ? p.threads : processors();  // more would wait for each other
   if (n > work / kThreadWork) n = work / kThreadWork;
   if (n < 2) return {1, 1, 1};
   int streams = 1;
@@ -63,6 +63,8 @@ inline Plan plan(const Problem& p, int gates, int64_t element) {
 // A barrier among `parties` threads that spins, since steps last microseconds, and yields when a
 // machine has more threads than cores.
 class Barrier {
+  static constexpr int kSpins = 400;  // some microseconds, longer than an even share of a step is late
+
  public:
   void wait(int parties) {
     if (parties == 1) return;
@@ -73,7 +75,7 @@ class Barrier {
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase;) {
-      if (++spins > 20000) {
+      if (++spins > kSpins) {
         sched_yield();
       } else {
 #if defined(__x86_64__)

@@ -72,6 +72,21 @@ struct Vec {
   friend FASTRNN_INLINE Vec abs(Vec a) { return a.v < 0 ? -a.v : a.v; }
 };
 
+// |x| with the sign of y.
+template <class T>
+FASTRNN_INLINE Vec<T> with_sign(Vec<T> x, Vec<T> y) {
+  typename Vec<T>::Mask a, b;
+  std::memcpy(&a, &x.v, sizeof a);
+  std::memcpy(&b, &y.v, sizeof b);
+  typename Vec<T>::Mask sign;
+  const Vec<T> negative(T(-0.0));
+  std::memcpy(&sign, &negative.v, sizeof sign);
+  a = (a & ~sign) | (b & sign);
+  typename Vec<T>::Native out;
+  std::memcpy(&out, &a, sizeof out);
+  return out;
+}
+
 // The nearest integer, for arguments in the range of the exponent.
 template <class T>
 FASTRNN_INLINE Vec<T> round(Vec<T> x) {
@@ -166,11 +181,13 @@ FASTRNN_INLINE Vec<double> tanh_near_zero(Vec<double> x) {
   return x + x * z * (polynomial(z, p) / polynomial(z, q));
 }
 
+// On |x|, with the sign put back: odd, and without the cancellation that e^2x brings for negative x.
 template <class T>
 FASTRNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
-  const V far = V(T(1)) - V(T(2)) / (exp(x + x) + V(T(1)));
-  return where(abs(x) < V(T(0.625)), tanh_near_zero(x), far);
+  const V a = abs(x);
+  const V far = V(T(1)) - V(T(2)) / (exp(a + a) + V(T(1)));
+  return where(a < V(T(0.625)), tanh_near_zero(x), with_sign(far, x));
 }
 
 // ---- loads and stores: whole vectors, and the first n lanes -------------------------------------

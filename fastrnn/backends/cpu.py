@@ -41,6 +41,8 @@ class Cpu(Backend):
             return why_not
         if query.device != "cpu":
             return f"the engine runs on CPU tensors, these are on {query.device}"
+        if not (query.I and query.H):
+            return "the engine needs at least one feature and one unit"
         if query.dtype not in _DTYPES:
             return f"the engine has no {query.dtype}"
         return None
@@ -119,7 +121,9 @@ def _weight_gradients(call: Call, needed: tuple[bool, ...]) -> tuple[Weights, ..
     """Empty tensors for the gradients of the weights, None where none is needed."""
     first, out = 1 + call.cell.states, []
     for w in call.weights:
-        out.append(Weights._make([a.new_empty(a.shape) if n else None for a, n in zip(w, needed[first:], strict=False)]))
+        out.append(
+            Weights._make([a.new_empty(a.shape) if n else None for a, n in zip(w, needed[first:], strict=False)])
+        )
         first += len(w)
     return tuple(out)
 
