@@ -67,7 +67,7 @@ def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return False
-    for a in tensors:
+    for a in tensors:  # noqa: SIM110  a generator costs a microsecond more
         if a is not None and (type(a) not in _PLAIN or a.is_neg() or a._is_zerotensor()):
             return False
     return True

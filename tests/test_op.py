@@ -141,7 +141,8 @@ def test_saved_tensor_hooks_keep_what_they_were_given():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss = m(torch.randn(20, 2, 3))[0].sum()
     loss.backward()
-    assert kept and all(torch.equal(t, copy) for t, copy in kept)
+    assert kept
+    assert all(torch.equal(t, copy) for t, copy in kept)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use, in forward mode
