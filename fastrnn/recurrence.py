@@ -39,11 +39,11 @@ def recurrence(backend: Backend, call: Call) -> Result:
     return backend.forward(call, save=False)
 
 
-def _recorded(backend: Backend, call: Call, flat: tuple[Tensor, ...]) -> Result:
+def _recorded(backend: Backend, call: Call, flat: tuple[Tensor | None, ...]) -> Result:
     if call.single_step:
         return _with_axes(backend, call)
     meta = _Meta(backend, call.cell, call.reverse)
-    y, *finals = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)
+    y, *finals = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)  # type: ignore[no-untyped-call]
     return Result(y, tuple(finals))
 
 
@@ -144,7 +144,7 @@ def _differentiable_backward(
     with torch.enable_grad():
         own = tuple([None if a is None else a.view_as(a) for a in flat])
         meta = _Meta(REFERENCE, call.cell, call.reverse)
-        call = meta.call((call.lengths, call.batch_sizes, call.resets), own)  # type: ignore[arg-type]
+        call = meta.call((call.lengths, call.batch_sizes, call.resets), own)
         result = pad_call(call, REFERENCE) if call.batch_sizes is not None else recurrence(REFERENCE, call)
         pairs = [(o, d) for o, d in zip((result.y, *result.finals), douts, strict=True) if d is not None]
         wanted = [a for a, need in zip(own, needed, strict=True) if need]

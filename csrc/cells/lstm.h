@@ -7,11 +7,11 @@ namespace fastrnn {
 
 struct Lstm {
   static constexpr const char* kName = "lstm";
-  static constexpr int kGates = 4;        // i f g o, rows of the weights
-  static constexpr int kStates = 2;       // h c
-  static constexpr int kTape = 4;         // i f g o, activated
-  static constexpr int kSplit = 0;        // gates whose dx and dr differ
-  static constexpr bool kReadsH = false;  // does step or step_backward read h?
+  static constexpr int kGates = 4;         // i f g o, rows of the weights
+  static constexpr int kStates = 2;        // h c
+  static constexpr int kTape = 4;          // i f g o, activated
+  static constexpr int kSplit = 0;         // gates whose dx and dr differ
+  static constexpr bool kReadsH = false;   // does step or step_backward read h?
   static constexpr bool kProjects = true;  // may h be projected?
   static constexpr bool kReadsPreviousH = false;
 

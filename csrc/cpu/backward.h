@@ -12,16 +12,14 @@ template <class C, class T, class E, class O = T>
 class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   using Base = Driver<Backward, C, BackwardArgs, T, E, O>;
   friend Base;
-  using typename Base::V;
   using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_,
       Base::rows_;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
+  using typename Base::V;
   static constexpr int kBlock = 4;  // granules per register tile
 
-  Backward(const BackwardArgs& a, Plan p) : Base(a, p), gi_((a.I + W - 1) / W) {
-    unpacked_ = unpacked_ && !kNarrow;
-  }
+  Backward(const BackwardArgs& a, Plan p) : Base(a, p), gi_((a.I + W - 1) / W) { unpacked_ = unpacked_ && !kNarrow; }
 
   void carve(Carver& m) {
     Base::carve_common(m);
@@ -49,37 +47,30 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   }
 
   struct Private {
-    const O** rows;     // per batch row: the left side of a product
-    int64_t* previous;  // per batch row: see Steps::previous
-    int64_t* chunk;     // rows whose gates are ready and whose dx is not
-    const O** gates_of; // those rows' gates
-    O* gates;           // copies of those rows' gates, where operands are copies
+    const O** rows;      // per batch row: the left side of a product
+    int64_t* previous;   // per batch row: see Steps::previous
+    int64_t* chunk;      // rows whose gates are ready and whose dx is not
+    const O** gates_of;  // those rows' gates
+    O* gates;            // copies of those rows' gates, where operands are copies
   };
 
   // ---- before the loop ---------------------------------------------------------------------------
 
   bool in_place(int64_t u, int64_t n) const { return unpacked_ && lanes(u, n) == W; }
   int64_t packed(int64_t granules, int64_t n) const { return !unpacked_ ? granules : n % W ? 1 : 0; }
-  O* packed_hh(int64_t s, int64_t u) {
-    return w_hh_ + (s * packed(gp_, a_.P) + (unpacked_ ? 0 : u)) * G * a_.H * W;
-  }
-  O* packed_ih(int64_t s, int64_t u) {
-    return w_ih_ + (s * packed(gi_, a_.I) + (unpacked_ ? 0 : u)) * G * a_.H * W;
-  }
+  O* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * packed(gp_, a_.P) + (unpacked_ ? 0 : u)) * G * a_.H * W; }
+  O* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * packed(gi_, a_.I) + (unpacked_ ? 0 : u)) * G * a_.H * W; }
   O* packed_hr(int64_t s, int64_t u) { return w_hr_ + (s * packed(gu_, a_.H) + (unpacked_ ? 0 : u)) * a_.P * W; }
 
   void prepare(const Share& t) {
     const StreamWeights& w = a_.weights[t.s];
     for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch)
-      if (!in_place(u, a_.P))
-        pack_columns(elements(w.w_hh) + u * W, a_.P, G * a_.H, lanes(u, a_.P), packed_hh(t.s, u));
+      if (!in_place(u, a_.P)) pack_columns(elements(w.w_hh) + u * W, a_.P, G * a_.H, lanes(u, a_.P), packed_hh(t.s, u));
     const Range ins = inputs(t);
     for (int64_t u = ins.begin + t.part; a_.dx && u < ins.end; u += plan_.batch)
-      if (!in_place(u, a_.I))
-        pack_columns(elements(w.w_ih) + u * W, a_.I, G * a_.H, lanes(u, a_.I), packed_ih(t.s, u));
+      if (!in_place(u, a_.I)) pack_columns(elements(w.w_ih) + u * W, a_.I, G * a_.H, lanes(u, a_.I), packed_ih(t.s, u));
     for (int64_t u = t.units.begin + t.part; projected_ && u < t.units.end; u += plan_.batch)
-      if (!in_place(u, a_.H))
-        pack_columns(elements(w.w_hr) + u * W, a_.H, a_.P, lanes(u, a_.H), packed_hr(t.s, u));
+      if (!in_place(u, a_.H)) pack_columns(elements(w.w_hr) + u * W, a_.H, a_.P, lanes(u, a_.H), packed_hr(t.s, u));
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
       const int64_t at = t.s * a_.B + t.row(j);
       begin(elements(a_.dhn), at * a_.P, a_.P, t.outs, dh_);
@@ -134,9 +125,9 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         const int64_t row = at.row(when, b), before = at.previous(when, b, a_.reverse[t.s]);
         x[rows] = elements(a_.x) + row * a_.I;
         gates[rows] = elements(a_.dgates) + (t.s * rows_ + row) * D * a_.H;
-        h[rows] = before >= 0                ? elements(a_.y) + (before * a_.S + t.s) * a_.P
+        h[rows] = before >= 0             ? elements(a_.y) + (before * a_.S + t.s) * a_.P
                   : before == -1 && a_.h0 ? elements(a_.h0) + (t.s * a_.B + b) * a_.P
-                                             : nullptr;
+                                          : nullptr;
       }
     const StreamGradients& d = a_.gradients[t.s];
     const int64_t end = t.units.end * W < a_.H ? t.units.end * W : a_.H;
@@ -270,7 +261,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       const T* c0 = kNarrow ? c0_ : static_cast<const T*>(a_.c0);
       ds[NS - 1] = load(dc_ + b * H + unit, n);
       s1[NS - 1] = load(c + row * H, n);
-      s[NS - 1] = previous >= 0                ? load(c + previous * H, n)
+      s[NS - 1] = previous >= 0             ? load(c + previous * H, n)
                   : previous == -1 && a_.c0 ? load(c0 + b * H + unit, n)
                                             : V(T(0));
     }
@@ -304,8 +295,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     }
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < N; ++v)
-        store(dh_at(t, j + m, u + v), p.previous[j + m] == -2 ? V(T(0)) : load(acc + (m * N + v) * W),
-              lanes(u + v, P));
+        store(dh_at(t, j + m, u + v), p.previous[j + m] == -2 ? V(T(0)) : load(acc + (m * N + v) * W), lanes(u + v, P));
   }
 
   T* dh_at(const Share& t, int64_t j, int64_t u) { return dh_ + (t.s * a_.B + t.row(j)) * a_.P + u * W; }

@@ -29,13 +29,13 @@ struct StreamGradients {
 
 struct Problem {
   int64_t T, B, I, H, P, S;
-  const int64_t* batch_sizes;  // (T), not increasing; null: every step has B rows
-  const uint8_t* resets;       // (N), or null
-  const uint8_t* reverse;      // (S)
+  const int64_t* batch_sizes;    // (T), not increasing; null: every step has B rows
+  const uint8_t* resets;         // (N), or null
+  const uint8_t* reverse;        // (S)
   const StreamWeights* weights;  // (S)
-  const void* x;   // (N, I)     E
-  const void* h0;  // (S, B, P)  E, or null for zeros
-  const void* c0;  // (S, B, H)  E, or null for zeros
+  const void* x;                 // (N, I)     E
+  const void* h0;                // (S, B, P)  E, or null for zeros
+  const void* c0;                // (S, B, H)  E, or null for zeros
   int threads;
 };
 
@@ -49,17 +49,17 @@ struct ForwardArgs : Problem {
 };
 
 struct BackwardArgs : Problem {
-  const void* y;     // as forward left them
+  const void* y;  // as forward left them
   const void* tape;
   const void* c;
-  const void* dy;    // (N, S*P)     E
-  const void* dhn;   // (S, B, P)    E, or null for zeros
-  const void* dcn;   // (S, B, H)    E, or null for zeros
-  void* dgates;      // (S, N, D*H)  E; may be the tape itself where the two have one size and type
-  void* dh0;         // (S, B, P)    E
-  void* dc0;         // (S, B, H)    E, for cells with c
-  void* dh;          // (S, N, P)    E, with a projection: the whole gradient of h
-  void* dx;          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
+  const void* dy;                    // (N, S*P)     E
+  const void* dhn;                   // (S, B, P)    E, or null for zeros
+  const void* dcn;                   // (S, B, H)    E, or null for zeros
+  void* dgates;                      // (S, N, D*H)  E; may be the tape itself where the two have one size and type
+  void* dh0;                         // (S, B, P)    E
+  void* dc0;                         // (S, B, H)    E, for cells with c
+  void* dh;                          // (S, N, P)    E, with a projection: the whole gradient of h
+  void* dx;                          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
   const StreamGradients* gradients;  // (S), or null: for at most kFewRows rows, see Backward
 };
 

@@ -14,16 +14,15 @@ template <class C, class T, class E, class O = T>
 class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   using Base = Driver<Forward, C, ForwardArgs, T, E, O>;
   friend Base;
-  using typename Base::V;
-  using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_, Base::rows_,
-      Base::chunk_;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
+  using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_,
+      Base::rows_, Base::chunk_;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
+  using typename Base::V;
   static constexpr int kGate = W * Multiply<O>::kStep;  // from gate to gate in the packed weights (K, G, W)
-  static constexpr int kBlock = G == 1 ? 4 : 1;  // granules per register tile
+  static constexpr int kBlock = G == 1 ? 4 : 1;         // granules per register tile
 
-  Forward(const ForwardArgs& a, Plan p)
-      : Base(a, p) {}
+  Forward(const ForwardArgs& a, Plan p) : Base(a, p) {}
 
   void carve(Carver& m) {
     Base::carve_common(m);

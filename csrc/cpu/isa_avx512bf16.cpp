@@ -11,9 +11,7 @@ const Kernels& kernels();
 namespace fastrnn::FASTRNN_ISA {
 
 // Pairs need even sizes, and a projection feeds back in float.
-bool pairs(const Problem& p) {
-  return p.I % 2 == 0 && p.H % 2 == 0 && p.P % 2 == 0 && p.weights[0].w_hr == nullptr;
-}
+bool pairs(const Problem& p) { return p.I % 2 == 0 && p.H % 2 == 0 && p.P % 2 == 0 && p.weights[0].w_hr == nullptr; }
 
 template <class C>
 void forward(const ForwardArgs& a) {
@@ -29,7 +27,7 @@ const Kernels& kernels() {
   static const Kernels table = [] {
     Kernels t = avx512::kernels();
     int cell = 0;
-#define FASTRNN_PAIRS(C)                                    \
+#define FASTRNN_PAIRS(C)                              \
   t.forward[cell][int(DType::BFloat16)] = forward<C>; \
   t.backward[cell++][int(DType::BFloat16)] = backward<C>;
     FASTRNN_FOR_EACH_CELL(FASTRNN_PAIRS)

@@ -108,10 +108,12 @@ __attribute__((noinline)) void product_tile(const Tile<T, O>& t) {
 template <class T, class O>
 FASTRNN_INLINE void product(int M, int V, const Tile<T, O>& t) {
   using Function = void (*)(const Tile<T, O>&);
-#define FASTRNN_TILE(M, V) M <= tile_rows(V) ? product_tile<T, O, M <= tile_rows(V) ? M : 1, V> : nullptr
-#define FASTRNN_TILES(V)                                                                               \
-  {FASTRNN_TILE(1, V), FASTRNN_TILE(2, V), FASTRNN_TILE(3, V), FASTRNN_TILE(4, V), FASTRNN_TILE(5, V), \
-   FASTRNN_TILE(6, V), FASTRNN_TILE(7, V), FASTRNN_TILE(8, V)}
+#define FASTRNN_TILE(M, V) M <= tile_rows(V) ? product_tile < T, O, M <= tile_rows(V) ? M : 1, V > : nullptr
+#define FASTRNN_TILES(V)                                                                                \
+  {                                                                                                     \
+    FASTRNN_TILE(1, V), FASTRNN_TILE(2, V), FASTRNN_TILE(3, V), FASTRNN_TILE(4, V), FASTRNN_TILE(5, V), \
+        FASTRNN_TILE(6, V), FASTRNN_TILE(7, V), FASTRNN_TILE(8, V)                                      \
+  }
   static constexpr Function functions[kMaxVectors][8] = {FASTRNN_TILES(1), FASTRNN_TILES(2), FASTRNN_TILES(3),
                                                          FASTRNN_TILES(4)};
 #undef FASTRNN_TILES

@@ -47,7 +47,7 @@ class Driver {
   static constexpr int W = V::kWidth, G = C::kGates, D = G + C::kSplit, NS = C::kStates, U = G - C::kSplit;
   static constexpr bool kNarrow = !std::is_same_v<T, E>;  // storage narrower than arithmetic
   static constexpr bool kProjects = C::kProjects && std::is_same_v<O, T>;
-  static constexpr bool kRolls = !std::is_same_v<O, E>;   // operands are copies of what is stored
+  static constexpr bool kRolls = !std::is_same_v<O, E>;  // operands are copies of what is stored
 
   static void run(const A& a) {
     const Plan p = plan(a, G, sizeof(T));
@@ -82,10 +82,10 @@ class Driver {
 
   const A& a_;
   Plan plan_;
-  int64_t gu_, gp_;    // granules of H and of P
-  int64_t batch_;      // most batch rows of a share
-  int64_t chunk_;      // most rows of a chunk
-  int64_t rows_ = 0;   // N
+  int64_t gu_, gp_;   // granules of H and of P
+  int64_t batch_;     // most batch rows of a share
+  int64_t chunk_;     // most rows of a chunk
+  int64_t rows_ = 0;  // N
   bool unpacked_, projected_;
   int64_t* starts_ = nullptr;
   Barrier* barriers_ = nullptr;

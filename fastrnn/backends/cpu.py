@@ -101,7 +101,7 @@ class Cpu(Backend):
         two = cell.states > 1
         arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
         results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
-        few = m is None and call.batch_sizes is None and rows <= _engine().few_rows
+        few = call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
         dweights = _weight_gradients(call, needed) if few else None
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
         into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w[:4]]
@@ -122,7 +122,9 @@ def _weight_gradients(call: Call, needed: tuple[bool, ...]) -> tuple[Weights, ..
     first, out = 1 + call.cell.states, []
     for w in call.weights:
         out.append(
-            Weights._make([a.new_empty(a.shape) if n else None for a, n in zip(w, needed[first:], strict=False)])
+            Weights._make(
+                [a.new_empty(a.shape) if n and a is not None else None for a, n in zip(w, needed[first:], strict=False)]
+            )
         )
         first += len(w)
     return tuple(out)
