@@ -78,13 +78,7 @@ def test_walking_a_graph_again_gives_the_same(cell, name):
     loss = (result.finals[0] if call.single_step else result.y).square().sum()
     inputs = inputs_of(call)
     walks = [
-        dict(
-            zip(
-                inputs,
-                torch.autograd.grad(loss, list(inputs.values()), retain_graph=keep, allow_unused=True),
-                strict=True,
-            )
-        )
+        torch.autograd.grad(loss, list(inputs.values()), retain_graph=keep, allow_unused=True)
         for keep in (True, True, False)
     ]
     first = {k: a for k, a in zip(inputs, walks[0], strict=True) if a is not None}
