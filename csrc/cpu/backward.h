@@ -4,6 +4,7 @@
 // caller makes afterwards.
 #pragma once
 
+#include "cpu/outer.h"
 #include "cpu/share.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -134,34 +135,9 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     for (int g = 0; g < G; ++g)
       for (int64_t unit = t.units.begin * W; unit < end; ++unit) {
         const int64_t at_x = g * a_.H + unit, at_h = (g < U ? g : g + G - U) * a_.H + unit;
-        weight_row(rows, gates, at_x, x, a_.I, at_x, d.w_ih, d.b_ih);
-        weight_row(rows, gates, at_h, h, a_.P, at_x, d.w_hh, d.b_hh);
+        weight_row<T>(rows, gates, at_x, x, a_.I, at_x, d.w_ih, d.b_ih);
+        weight_row<T>(rows, gates, at_h, h, a_.P, at_x, d.w_hh, d.b_hh);
       }
-  }
-
-  // One row of a weight's gradient and of its bias's: sum of gates[i][at] * in[i].
-  static void weight_row(int rows, const E* const* gates, int64_t at, const E* const* in, int64_t n, int64_t row,
-                         void* dw, void* db) {
-    V scale[kFewRows], sum(T(0));
-    for (int i = 0; i < rows; ++i) {
-      scale[i] = splat(gates[i] + at);
-      sum = sum + scale[i];
-    }
-    if (db) store(static_cast<E*>(db) + row, sum, 1);
-    for (int64_t k = 0; dw && k < n; k += W) {
-      const int lanes = int(n - k < W ? n - k : W);
-      V acc(T(0));
-      for (int i = 0; i < rows; ++i)
-        if (in[i]) acc = acc + scale[i] * load(in[i] + k, lanes);
-      store(static_cast<E*>(dw) + row * n + k, acc, lanes);
-    }
-  }
-
-  static FASTRNN_INLINE V splat(const E* p) {
-    if constexpr (kNarrow)
-      return V(to_float(*p));
-    else
-      return V(*p);
   }
 
   Range inputs(const Share& t) const { return share(gi_, t.unit_part, plan_.units); }

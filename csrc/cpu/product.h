@@ -1,7 +1,7 @@
 // Matrix products in registers: a few rows times a few vectors of packed weights, and the packing.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/narrow.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
