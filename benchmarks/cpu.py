@@ -27,7 +27,7 @@ from benchmarks.subjects import Subject, pair
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MALLOC_HELP = (
     "keep: freed memory stays with the process, for both sides alike; system: the C library's own rules, by which "
-    "a module may or may not map fresh pages at every call, depending on where its blocks happen to lie (keep)"
+    "a module may or may not map fresh pages at every call, depending on where its blocks happen to lie (system)"
 )
 LARGE_BATCH = 16  # from here on the share of the matrix product's rate is reported
 
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("auto", "cpu", "native", "reference"), default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--memory", choices=("yes", "no", "only"), default="yes", help="peak memory of training")
-    parser.add_argument("--malloc", choices=("keep", "system"), default="keep", help=MALLOC_HELP)
+    parser.add_argument("--malloc", choices=("keep", "system"), default="system", help=MALLOC_HELP)
     parser.add_argument("--self", action="store_true", help="torch.nn against itself: the noise of this machine")
     parser.add_argument(
         "--save", action="store_true", help="keep the records and tables in benchmarks/results/<hardware>/"
