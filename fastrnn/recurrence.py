@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from fastrnn.backends.base import Backend, Call, Result, Weights
 from fastrnn.backends.reference import Reference
@@ -20,7 +21,9 @@ from fastrnn.packing import pad_call, previous_rows
 REFERENCE = Reference()
 _FIELDS = len(Weights._fields)
 _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
-_PLAIN = (Tensor, torch.nn.Parameter)
+_functorch = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
 
 
 def recurrence(backend: Backend, call: Call) -> Result:
@@ -34,7 +37,7 @@ def recurrence(backend: Backend, call: Call) -> Result:
         for a in flat:
             if a is not None and a.requires_grad:
                 return _recorded(backend, call, flat)
-    if call.single_step and not backend.takes_single_steps:
+    if not backend.takes_single_steps and call.single_step:
         return _with_axes(backend, call)
     return backend.forward(call, save=False)
 
@@ -60,15 +63,13 @@ def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
     Backends take addresses. What torch.func, forward-mode differentiation, tracing and dispatch modes do
     to tensors they would not see, so such calls run on the reference, which is made of PyTorch operations.
     """
-    if (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if _functorch() is not None or forward_ad._current_level >= 0 or _dispatch_modes() or _tracing() is not None:
         return False
-    for a in tensors:  # noqa: SIM110  a generator costs a microsecond more
-        if a is not None and (type(a) not in _PLAIN or a.is_neg() or a._is_zerotensor()):
+    for a in tensors:
+        kind = type(a)
+        if kind is Parameter or a is None:
+            continue
+        if kind is not Tensor or a.is_neg() or a._is_zerotensor():
             return False
     return True
 
@@ -111,7 +112,7 @@ class _Recurrence(torch.autograd.Function):
         needed = ctx.needs_input_grad[1 + _MASKS :]
         call = ctx.meta.call(masks, flat)
         douts = (dy, *dfinals)
-        if torch.is_grad_enabled() or not _plain((*flat, *douts)):  # create_graph=True, or a transformation
+        if torch.is_grad_enabled() or not _plain(douts):  # create_graph=True, or a transformation
             return head + tuple(_differentiable_backward(call, flat, douts, needed))
         dy = torch.zeros_like(y) if dy is None else dy.contiguous()
         # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
