@@ -79,6 +79,7 @@ void backward(const std::vector<Address>& head, const std::vector<Address>& stre
   for (size_t i = 0; i + 3 < gradients.size(); i += 4)
     of_weights.push_back(
         {at<void>(gradients[i]), at<void>(gradients[i + 1]), at<void>(gradients[i + 2]), at<void>(gradients[i + 3])});
+  if (gradients.size() % 4 != 0) throw py::value_error("fastrnn._cpu: a malformed call");
   if (!of_weights.empty() && (int64_t(of_weights.size()) != a.S || a.T * a.B > fastrnn::kFewRows))
     throw py::value_error("fastrnn._cpu: a malformed call");
   a.gradients = of_weights.empty() ? nullptr : of_weights.data();
