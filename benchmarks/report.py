@@ -157,10 +157,30 @@ def _threads(records: list[Record]) -> list[int]:
     return sorted({r["threads"] for r in measurements(records)})
 
 
+def markdown(records: list[Record]) -> str:
+    """The ratios as a Markdown table, one line per case: inference / training per cell, a column per thread count."""
+    times = {(r["case"], r["cell"], r["mode"], r["threads"]): r["ratio"]["p50"] for r in measurements(records)}
+    columns = [(cell, n) for cell in CELLS for n in _threads(measurements(records))]
+    lines = ["| case | " + " | ".join(f"{cell}, {n} thread{'s' * (n > 1)}" for cell, n in columns) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for case in CASES:
+        if not any(key[0] == case.name for key in times):
+            continue
+        fields = []
+        for cell, n in columns:
+            pair = [times.get((case.name, cell, mode, n)) for mode in MODES]
+            fields.append(" / ".join("-" if v is None else f"{v:.2f}" for v in pair))
+        lines.append(f"| {case.name} | " + " | ".join(fields) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="JSON lines; several runs are read as one")
-    print(full([r for path in parser.parse_args().runs for r in read(path)]), end="")
+    parser.add_argument("--markdown", action="store_true", help="the ratios alone, as a Markdown table")
+    args = parser.parse_args()
+    records = [r for path in args.runs for r in read(path)]
+    print(markdown(records) if args.markdown else full(records), end="")
 
 
 if __name__ == "__main__":

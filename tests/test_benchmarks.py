@@ -366,3 +366,10 @@ def test_peak_memory_counts_the_activations(tmp_path):
         peaks.append(int(run.stdout))
     one_tensor = 2000 * 8 * 64 * 4  # of shape (T, B, H)
     assert 2 * one_tensor < peaks[1] - peaks[0] < 20 * one_tensor
+
+
+def test_markdown_has_inference_and_training_side_by_side():
+    records = [record("T1-B1-H128", "LSTM", mode, r) for mode, r in (("inference", 2.5), ("training", 1.25))]
+    lines = report.markdown(records).splitlines()
+    assert lines[0].split(" | ")[1] == "LSTM, 1 thread"
+    assert lines[2].split(" | ") == ["| T1-B1-H128", "2.50 / 1.25", "- / -", "- / - |"]
