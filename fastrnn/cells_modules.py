@@ -62,9 +62,8 @@ class RecurrentCell(nn.RNNCellBase):
         check.check_input(x, w.w_ih, RuntimeError)
         grad = check.check_weights(cell, (w,), 1)
         batch, hidden = x.shape[0], w.w_hh.shape[1]
-        if hx is None:
-            states = (x.new_zeros(batch, hidden),) * cell.states
-        else:
+        states: tuple[Tensor, ...] = ()
+        if hx is not None:
             states = check.cell_hx(hx, cell.states)
             grad |= check.check_states(states, input, (batch,) if batched else (), hidden, hidden)
             if not batched:
@@ -81,7 +80,8 @@ class RecurrentCell(nn.RNNCellBase):
             engine = choose(query, self.backend).backend
             finals = recurrence(engine, Call(self._cell(), x, states, tuple(weights), FORWARD)).finals
         else:
-            finals = empty(problem, 1)[1]
+            full = problem._replace(states=tuple([a.unsqueeze(0) for a in states]))
+            finals = tuple([a.squeeze(0) for a in empty(self._cell(), full, 1)[1]])
         if query.dtype is not input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
             finals = tuple([a.to(input.dtype) for a in finals])
         return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])

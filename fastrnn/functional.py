@@ -7,6 +7,7 @@ L layers, S directions (1 or 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, run
+from fastrnn.validation import check_save
 
 __all__ = ["Weights", "gru", "lstm", "rnn"]
 
@@ -30,7 +32,9 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    save: str = "gates",
+    return_states: bool = False,
+) -> Any:
     """Long short-term memory over a sequence.
 
     Args:
@@ -58,9 +62,11 @@ def lstm(
             the backend asked for cannot run the call.
         TypeError: `lengths` or `resets` of the wrong dtype.
     """
-    reverse, rate = _options(weights, bidirectional, dropout, training)
-    y, states = run(CELLS["lstm"], input, hx, weights, reverse, batch_first, rate, lengths, resets, backend)
-    return y, (states[0], states[1])
+    reverse, rate = _options(weights, bidirectional, dropout, training, save)
+    y, (h_n, c_n), states = run(
+        CELLS["lstm"], input, hx, weights, reverse, batch_first, rate, lengths, resets, backend, save, return_states
+    )
+    return (y, (h_n, c_n), states) if return_states else (y, (h_n, c_n))
 
 
 def gru(
@@ -75,11 +81,15 @@ def gru(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    save: str = "gates",
+    return_states: bool = False,
+) -> Any:
     """Gated recurrent unit over a sequence: hx is h_0 (L*S, B, H), w_ih has 3H rows; otherwise as `lstm`."""
-    reverse, rate = _options(weights, bidirectional, dropout, training)
-    y, states = run(CELLS["gru"], input, hx, weights, reverse, batch_first, rate, lengths, resets, backend)
-    return y, states[0]
+    reverse, rate = _options(weights, bidirectional, dropout, training, save)
+    y, finals, states = run(
+        CELLS["gru"], input, hx, weights, reverse, batch_first, rate, lengths, resets, backend, save, return_states
+    )
+    return (y, finals[0], states) if return_states else (y, finals[0])
 
 
 def rnn(
@@ -95,19 +105,24 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    save: str = "gates",
+    return_states: bool = False,
+) -> Any:
     """Elman network over a sequence, "tanh" or "relu": hx is h_0 (L*S, B, H), w_ih has H rows; otherwise as `lstm`."""
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    reverse, rate = _options(weights, bidirectional, dropout, training)
+    reverse, rate = _options(weights, bidirectional, dropout, training, save)
     cell = CELLS[f"rnn_{nonlinearity}"]
-    y, states = run(cell, input, hx, weights, reverse, batch_first, rate, lengths, resets, backend)
-    return y, states[0]
+    y, finals, states = run(
+        cell, input, hx, weights, reverse, batch_first, rate, lengths, resets, backend, save, return_states
+    )
+    return (y, finals[0], states) if return_states else (y, finals[0])
 
 
 def _options(
-    weights: Sequence[Weights], bidirectional: bool, dropout: float, training: bool
+    weights: Sequence[Weights], bidirectional: bool, dropout: float, training: bool, save: str
 ) -> tuple[tuple[bool, ...], float]:
+    check_save(save)
     reverse = BOTH if bidirectional else FORWARD
     if not weights or len(weights) % len(reverse):
         raise ValueError(f"weights: expected a multiple of {len(reverse)} (layers x directions), got {len(weights)}")

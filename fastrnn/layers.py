@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
-from fastrnn.backends.base import Backend, Call, Query, Weights
+from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
 from fastrnn.cells import Cell
 from fastrnn.packing import Packing
-from fastrnn.recurrence import recurrence
+from fastrnn.recurrence import ordinary, recurrence
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
 States = tuple[Tensor, ...]
@@ -29,12 +30,13 @@ class Problem(NamedTuple):
     """A checked call, its input in the layout (T, B, I) or that of a PackedSequence."""
 
     x: Tensor  # (T, B, I) or (N, I)
-    states: States  # each (L*S, B, H or P)
+    states: States  # each (L*S, B, H or P); () for zeros
     weights: Sequence[Weights]
     query: Query
     packed: PackedSequence | None = None  # what came in
     lengths: Tensor | None = None  # (B,)
     resets: Tensor | None = None  # (T, B)
+    trail: bool = False  # all states are wanted
 
 
 def run(
@@ -48,22 +50,27 @@ def run(
     lengths: Any,
     resets: Any,
     backend: str,
-) -> tuple[Any, States]:
-    """What the modules and the functions above share; returns the output and the final states."""
-    problem = prepare(cell, input, hx, weights, reverse, batch_first, lengths, resets)
-    if problem.query.T and problem.query.B:
-        y, finals = solve(choose(problem.query, backend).backend, cell, problem, reverse, dropout)
+    save: str = GATES,
+    return_states: bool = False,
+) -> tuple[Any, States, States]:
+    """What the modules and the functions above share; returns the output, the final states and all states if asked."""
+    problem = prepare(cell, input, hx, weights, reverse, batch_first, lengths, resets, return_states)
+    query, packed = problem.query, problem.packed
+    if query.T and query.B:
+        engine = choose(query, backend).backend
+        y, finals, trail = solve(engine, cell, problem, reverse, dropout, save)
     else:  # nothing to run, so any backend will do
         check_name(backend)
-        y, finals = empty(problem, len(reverse))
-    if problem.packed is not None:
-        p = problem.packed
-        if p.unsorted_indices is not None:
-            finals = tuple(a.index_select(1, p.unsorted_indices) for a in finals)
-        return PackedSequence(y, p.batch_sizes, p.sorted_indices, p.unsorted_indices), finals
+        y, finals, trail = empty(cell, problem, len(reverse))
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            finals = tuple([a.index_select(1, packed.unsorted_indices) for a in finals])
+        return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), finals, trail
     if input.dim() == 2:  # type: ignore[union-attr]
-        return y.squeeze(1), tuple(a.squeeze(1) for a in finals)
-    return y.transpose(0, 1) if batch_first else y, finals
+        return y.squeeze(1), tuple([a.squeeze(1) for a in finals]), tuple([a.squeeze(2) for a in trail])
+    if batch_first:
+        return y.transpose(0, 1), finals, tuple([a.transpose(1, 2) for a in trail])
+    return y, finals, trail
 
 
 def prepare(
@@ -75,33 +82,35 @@ def prepare(
     batch_first: bool,
     lengths: Any,
     resets: Any,
+    return_states: bool = False,
 ) -> Problem:
     """Check everything, and bring it into the layout of `Problem`."""
     packed = input if isinstance(input, PackedSequence) else None
     x: Tensor = input.data if packed is not None else input  # type: ignore[assignment]
-    first, streams = weights[0], len(reverse)
     if autocasts(x):
         x, hx, weights = autocast(x, hx, weights)
-        first = weights[0]
+    first, streams = weights[0], len(reverse)
     batched = True
     if packed is None:
         check.check_rank(x, (2, 3), "(T, I) or (T, B, I); (B, T, I) with batch_first")
-        batched = x.dim() == 3
-        x = (x.transpose(0, 1) if batch_first else x) if batched else x.unsqueeze(1)
-        steps, batch = x.shape[0], x.shape[1]
+        if x.dim() == 2:
+            batched, x = False, x.unsqueeze(1)
+        elif batch_first:
+            x = x.transpose(0, 1)
+        steps, batch, features = x.shape
     else:
         if x.dim() != 2:
             raise RuntimeError(f"input: expected a PackedSequence with data of 2 dimensions, got {check.shape(x)}")
         packed = check.check_packed(packed)
-        steps, batch = packed.batch_sizes.numel(), int(packed.batch_sizes[0])
+        steps, features = packed.batch_sizes.numel(), x.shape[1]
+        batch = _batch_of(packed)
     check.check_input(x, first.w_ih)
     grad = check.check_weights(cell, weights, streams)
     rows, out = first.w_hh.shape
     hidden = rows // cell.gates
-    lead = len(weights)
-    if hx is None:
-        states = zero_states(cell, x, lead, batch, hidden, out)
-    else:
+    states: States = ()
+    if hx is not None:
+        lead = len(weights)
         states = check.hx_tuple(hx, cell.states, 3 if batched else 2)
         grad |= check.check_states(states, x, (lead, batch) if batched else (lead,), hidden, out)
         if not batched:
@@ -118,22 +127,23 @@ def prepare(
         x.dtype,
         steps,
         batch,
-        x.shape[-1],
+        features,
         hidden,
         out,
         streams,
         (grad or x.requires_grad) and torch.is_grad_enabled(),
         packed is not None or lengths is not None,
         resets is not None,
+        return_states and cell.states > 1,
     )
-    return Problem(x, states, weights, query, packed, lengths, resets)
+    return Problem(x, states, weights, query, packed, lengths, resets, return_states)
 
 
-def zero_states(cell: Cell, x: Tensor, lead: int, batch: int, hidden: int, out: int) -> States:
-    h = x.new_zeros(lead, batch, out)
-    if cell.states == 1:
-        return (h,)
-    return h, h if hidden == out else x.new_zeros(lead, batch, hidden)  # nobody writes to them
+def _batch_of(packed: PackedSequence) -> int:
+    """B; while compiling the sizes are unknown, and the order of the rows tells it where there is one."""
+    if is_compiling() and packed.sorted_indices is not None:
+        return packed.sorted_indices.shape[0]
+    return int(packed.batch_sizes[0])
 
 
 def _lengths(lengths: Any, steps: int, batch: int, batched: bool, packed: PackedSequence | None) -> Tensor:  # (B,)
@@ -182,110 +192,110 @@ def autocast(x: Tensor, hx: Any, weights: Sequence[Weights]) -> tuple[Tensor, An
 
 
 def solve(
-    engine: Backend, cell: Cell, problem: Problem, reverse: tuple[bool, ...], dropout: float
-) -> tuple[Tensor, States]:
+    engine: Backend, cell: Cell, problem: Problem, reverse: tuple[bool, ...], dropout: float, save: str = GATES
+) -> tuple[Tensor, States, States]:
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
-    x, states, weights, query, packed, lengths, resets = problem
+    x, states, weights, query, packed, lengths, resets, trail = problem
+    how = _How(engine, cell, reverse, dropout, save, trail)
     if not query.ragged:
-        return _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
+        return _layers(how, x, states, weights, None, None, resets)
     if packed is not None:
-        return _solve_packed(engine, cell, problem, reverse, dropout)
-    if engine.ragged_layout == "padded":
-        lengths = lengths.to(x.device)  # type: ignore[union-attr]
+        return _solve_packed(how, problem)
+    lengths = lengths.to(x.device)  # type: ignore[union-attr]
+    if engine.ragged_layout == "padded" or not ordinary((x, lengths)):  # where the values of `lengths` are not known
         if resets is not None:
             resets = resets & (torch.arange(query.T, device=x.device)[:, None] < lengths)
-        return _layers(engine, cell, x, states, weights, reverse, dropout, lengths, None, resets)
-    return _solve_lengths(engine, cell, problem, reverse, dropout)
+        return _layers(how, x, states, weights, lengths, None, resets)
+    return _solve_lengths(how, problem)
 
 
-def _solve_packed(
-    engine: Backend, cell: Cell, problem: Problem, reverse: tuple[bool, ...], dropout: float
-) -> tuple[Tensor, States]:
-    x, states, weights, query, packed, _, resets = problem
+class _How(NamedTuple):
+    """What is the same for all layers."""
+
+    engine: Backend
+    cell: Cell
+    reverse: tuple[bool, ...]
+    dropout: float
+    save: str
+    trail: bool
+
+
+def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
+    x, states, weights, query, packed, _, resets, _ = problem
     assert packed is not None
     sizes = packed.batch_sizes
-    if int(sizes[-1]) == query.B:  # all of one length: the rows lie as those of a padded batch
+    if not is_compiling() and int(sizes[-1]) == query.B:  # all of one length: the rows lie as those of a padded batch
         x = x.view(query.T, query.B, query.I)
-        y, finals = _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
-        return y.flatten(0, 1), finals
-    packing = None
-    if resets is not None or engine.ragged_layout == "padded":
-        packing = Packing.of_batch_sizes(sizes, query.B, x.device)
-        resets = None if resets is None else packing.pack(resets)
-    if engine.ragged_layout == "packed":
-        return _layers(engine, cell, x, states, weights, reverse, dropout, None, sizes, resets)
-    assert packing is not None
+        y, finals, trail = _layers(how, x, states, weights, None, None, resets)
+        return y.flatten(0, 1), finals, tuple([a.flatten(1, 2) for a in trail])
+    if resets is not None:
+        resets = Packing.of_batch_sizes(sizes, query.B, x.device).pack(resets)
+    if how.engine.ragged_layout == "packed":
+        return _layers(how, x, states, weights, None, sizes, resets)
+    packing = Packing.of_batch_sizes(sizes, query.B, x.device)
     resets = None if resets is None else packing.unpack(resets)
     lengths = packing.lengths.to(x.device)
-    y, finals = _layers(engine, cell, packing.unpack(x), states, weights, reverse, dropout, lengths, None, resets)
-    return packing.pack(y), finals
+    y, finals, trail = _layers(how, packing.unpack(x), states, weights, lengths, None, resets)
+    return packing.pack(y), finals, tuple([torch.stack([packing.pack(b) for b in a]) for a in trail])
 
 
-def _solve_lengths(
-    engine: Backend, cell: Cell, problem: Problem, reverse: tuple[bool, ...], dropout: float
-) -> tuple[Tensor, States]:
+def _solve_lengths(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
     """A padded batch on an engine that takes the packed form: packed once before the layers, unpacked once after."""
-    x, states, weights, query, _, lengths, resets = problem
+    x, states, weights, query, _, lengths, resets, _ = problem
     lengths = lengths.cpu()  # type: ignore[union-attr]
     packing = Packing.of_lengths(lengths, query.T, x.device)
     if packing.batch_sizes.numel() == query.T and int(packing.batch_sizes[-1]) == query.B:  # none is shorter
-        return _layers(engine, cell, x, states, weights, reverse, dropout, None, None, resets)
+        return _layers(how, x, states, weights, None, None, resets)
     if not packing.batch_sizes.numel():
-        return empty(problem, len(reverse))
-    live = int(packing.batch_sizes[0])
-    states = tuple(packing.sort(a) for a in states)
-    idle = tuple(a[:, live:] for a in states)  # rows of length zero, which come out as they went in
+        return empty(how.cell, problem, len(how.reverse))
     resets = None if resets is None else packing.pack(resets)
-    y, finals = _layers(
-        engine,
-        cell,
-        packing.pack(x),
-        tuple(a[:, :live] for a in states),
-        weights,
-        reverse,
-        dropout,
-        None,
-        packing.batch_sizes,
-        resets,
-    )
-    if live < query.B:
-        finals = tuple(torch.cat(pair, 1) for pair in zip(finals, idle, strict=True))
-    return packing.unpack(y), tuple(packing.unsort(a) for a in finals)
+    live = packing.sort_live(states)
+    y, finals, trail = _layers(how, packing.pack(x), live, weights, None, packing.batch_sizes, resets)
+    unpacked = tuple([torch.stack([packing.unpack(b) for b in a]) for a in trail])
+    return packing.unpack(y), packing.unsort(finals, states or (None,) * len(finals)), unpacked
 
 
 def _layers(
-    engine: Backend,
-    cell: Cell,
+    how: _How,
     x: Tensor,
     states: States,
     weights: Sequence[Weights],
-    reverse: tuple[bool, ...],
-    dropout: float,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     resets: Tensor | None,
-) -> tuple[Tensor, States]:
+) -> tuple[Tensor, States, States]:
+    engine, cell, reverse, dropout, save, trail = how
     streams = len(reverse)
-    if len(weights) == streams:
-        y, finals, _ = recurrence(engine, Call(cell, x, states, tuple(weights), reverse, lengths, batch_sizes, resets))
-        return y, finals
+    if len(weights) == streams and not trail:
+        call = Call(cell, x, states, tuple(weights), reverse, lengths, batch_sizes, resets)
+        y, finals, _ = recurrence(engine, call, save)
+        return y, finals, ()
     collected: list[States] = []
+    trails: list[States] = []
     for k in range(0, len(weights), streams):
         if k and dropout:
             x = drop(x, dropout, True)
-        own = tuple(a[k : k + streams] for a in states)
+        own = tuple([a[k : k + streams] for a in states])
         call = Call(cell, x, own, tuple(weights[k : k + streams]), reverse, lengths, batch_sizes, resets)
-        x, finals, _ = recurrence(engine, call)
+        x, finals, rest = recurrence(engine, call, save, trail)
         collected.append(finals)
-    return x, tuple(torch.cat(layers) for layers in zip(*collected, strict=True))
+        if trail:
+            trails.append((x, *[torch.cat(a.unbind(0), -1) for a in rest]))
+    finals = tuple([torch.cat(layers) for layers in zip(*collected, strict=True)])
+    return x, finals, tuple([torch.stack(layers) for layers in zip(*trails, strict=True)])
 
 
-def empty(problem: Problem, streams: int) -> tuple[Tensor, States]:
+def empty(cell: Cell, problem: Problem, streams: int) -> tuple[Tensor, States, States]:
     """No token at all: zeros (if anything), the states as they came, and zero gradients for whoever asks."""
-    query = problem.query
-    y = problem.x.new_zeros(query.T, query.B, streams * query.P)
+    query, x, lead = problem.query, problem.x, len(problem.weights)
+    y = x.new_zeros(query.T, query.B, streams * query.P)
+    widths = (query.P, query.H)[: cell.states]
+    states = problem.states or tuple([x.new_zeros(lead, query.B, n) for n in widths])
+    trail: States = ()
+    if problem.trail:
+        trail = tuple([x.new_zeros(lead // streams, query.T, query.B, streams * n) for n in widths])
     if not query.grad:
-        return y, tuple(a.clone() for a in problem.states)
-    tensors = [problem.x, *(t for w in problem.weights for t in w if t is not None)]
+        return y, tuple([a.clone() for a in states]), trail
+    tensors = [x, *(t for w in problem.weights for t in w if t is not None)]
     nothing = torch.stack([t.flatten()[:0].sum() for t in tensors]).sum()  # zero, whatever they hold
-    return y + nothing, tuple(a + nothing for a in problem.states)
+    return y + nothing, tuple([a + nothing for a in states]), trail

@@ -16,7 +16,7 @@ from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
-from fastrnn.validation import check_proj_size, check_sizes
+from fastrnn.validation import check_proj_size, check_save, check_sizes
 
 
 class Recurrent(nn.RNNBase):
@@ -28,6 +28,7 @@ class Recurrent(nn.RNNBase):
     """
 
     backend: str = "auto"
+    save: str = "gates"
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Recurrent(nn.RNNBase):
         dtype: torch.dtype | None = None,
         *,
         backend: str = "auto",
+        save: str = "gates",
     ) -> None:
         check_sizes(ValueError, 1, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_proj_size(proj_size, hidden_size)
@@ -61,6 +63,7 @@ class Recurrent(nn.RNNBase):
             dtype=dtype,
         )
         self.backend = check_name(backend)
+        self.save = check_save(save)
 
     @property
     def _flat_weights(self) -> list[Any]:
@@ -83,7 +86,8 @@ class Recurrent(nn.RNNBase):
         """For compatibility with torch.nn; does nothing."""
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.backend == "auto" else f", backend={self.backend!r}")
+        ours = "" if self.backend == "auto" else f", backend={self.backend!r}"
+        return super().extra_repr() + ours + ("" if self.save == "gates" else f", save={self.save!r}")
 
     def _weights(self) -> list[Weights]:
         own, out = self._parameters, []
@@ -97,7 +101,9 @@ class Recurrent(nn.RNNBase):
             out.append(Weights._make(tensors))
         return out
 
-    def _run(self, input: Any, hx: Any, lengths: Any, resets: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    def _run(
+        self, input: Any, hx: Any, lengths: Any, resets: Any, return_states: bool
+    ) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
         return run(
             CELLS[self.mode.lower()],
             input,
@@ -109,6 +115,8 @@ class Recurrent(nn.RNNBase):
             lengths,
             resets,
             self.backend,
+            self.save,
+            return_states,
         )
 
     def _prepare(self, input: Any, hx: Any, lengths: Any, resets: Any) -> Problem:
@@ -143,6 +151,7 @@ class RNN(Recurrent):
         *,
         proj_size: int | None = None,
         backend: str = "auto",
+        save: str = "gates",
     ) -> None:
         _refuse_proj_size("RNN", proj_size)
         if nonlinearity not in ("tanh", "relu"):
@@ -160,6 +169,7 @@ class RNN(Recurrent):
             device=device,
             dtype=dtype,
             backend=backend,
+            save=save,
         )
 
     def forward(
@@ -169,10 +179,11 @@ class RNN(Recurrent):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+        return_states: bool = False,
+    ) -> Any:
         """(output, h_n); shapes as in torch.nn.RNN, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
-        y, states = self._run(input, hx, lengths, resets)
-        return y, states[0]
+        y, finals, states = self._run(input, hx, lengths, resets, return_states)
+        return (y, finals[0], states) if return_states else (y, finals[0])
 
 
 class LSTM(Recurrent):
@@ -195,6 +206,7 @@ class LSTM(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         backend: str = "auto",
+        save: str = "gates",
     ) -> None:
         super().__init__(
             "LSTM",
@@ -209,6 +221,7 @@ class LSTM(Recurrent):
             device=device,
             dtype=dtype,
             backend=backend,
+            save=save,
         )
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
@@ -222,10 +235,11 @@ class LSTM(Recurrent):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        return_states: bool = False,
+    ) -> Any:
         """(output, (h_n, c_n)); shapes as in torch.nn.LSTM, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
-        y, states = self._run(input, hx, lengths, resets)
-        return y, states  # type: ignore[return-value]
+        y, finals, states = self._run(input, hx, lengths, resets, return_states)
+        return (y, finals, states) if return_states else (y, finals)
 
 
 class GRU(Recurrent):
@@ -248,6 +262,7 @@ class GRU(Recurrent):
         *,
         proj_size: int | None = None,
         backend: str = "auto",
+        save: str = "gates",
     ) -> None:
         _refuse_proj_size("GRU", proj_size)
         super().__init__(
@@ -262,6 +277,7 @@ class GRU(Recurrent):
             device=device,
             dtype=dtype,
             backend=backend,
+            save=save,
         )
 
     def forward(
@@ -271,7 +287,8 @@ class GRU(Recurrent):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+        return_states: bool = False,
+    ) -> Any:
         """(output, h_n); shapes as in torch.nn.GRU, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
-        y, states = self._run(input, hx, lengths, resets)
-        return y, states[0]
+        y, finals, states = self._run(input, hx, lengths, resets, return_states)
+        return (y, finals[0], states) if return_states else (y, finals[0])

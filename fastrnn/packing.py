@@ -6,13 +6,16 @@ sequences, longest first. Everything here is index arithmetic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fastrnn.backends.base import Backend, Call, Result
+from fastrnn.backends.base import Backend, Call, Result, Saved
+
+
+
 
 
 class Packing(NamedTuple):
@@ -55,13 +58,26 @@ class Packing(NamedTuple):
         padded: Tensor = _Unpack.apply(rows, self)  # type: ignore[no-untyped-call]
         return padded
 
-    def sort(self, states: Tensor) -> Tensor:
-        """(S, B, H) from the batch's order to the packed one."""
-        return states.index_select(1, self.order)
+    @property
+    def live(self) -> int:
+        """Rows that have a token at all."""
+        return int(self.batch_sizes[0]) if self.batch_sizes.numel() else 0
 
-    def unsort(self, states: Tensor) -> Tensor:
-        """(S, B, H) from the packed order to the batch's."""
-        return states.index_select(1, torch.argsort(self.order))
+    def sort_live(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """States (S, B, H) from the batch's order to the packed one, without rows of length zero."""
+        order = self.order[: self.live]
+        return tuple([a.index_select(1, order) for a in states])
+
+    def unsort(self, live: Sequence[Tensor], others: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Back again; rows of length zero are taken from `others` (S, B, H), zeros if None."""
+        back, idle = torch.argsort(self.order), self.order[self.live :]
+        out = []
+        for a, other in zip(live, others, strict=True):
+            if idle.numel():
+                rest = a.new_zeros(a.shape[0], idle.numel(), a.shape[2])
+                a = torch.cat((a, rest if other is None else other.index_select(1, idle)), 1)
+            out.append(a.index_select(1, back))
+        return tuple(out)
 
 
 class _Pack(torch.autograd.Function):
@@ -96,7 +112,7 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
     Entries below N are rows of y, N + b is the initial state of batch row b, and N + B is the
     cleared state that follows a reset.
     """
-    batch = call.states[0].shape[1]
+    batch = call.batch
     if call.batch_sizes is None:
         steps = call.x.shape[0]
         sizes = torch.full((steps,), batch)
@@ -122,14 +138,48 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
     return rows
 
 
-def pad_call(call: Call, backend: Backend) -> Result:
-    """Run a packed call on a backend that takes the padded form."""
+def run(backend: Backend, call: Call, save: str) -> Result:
+    """Forward, in the form of ragged batches that `backend` takes. y is in the call's form, `saved` is the backend's."""
+    if call.batch_sizes is not None and backend.ragged_layout == "padded":
+        return _pad_and_run(backend, call, save)
+    if call.lengths is None or backend.ragged_layout == "padded":
+        return backend.forward(call, save)
+    packing, packed = pack_call(call)
+    if packed is None:
+        streams = len(call.weights)
+        y = call.x.new_zeros(*call.rows, streams * call.out)
+        empty = call.x.new_empty(streams, 0, call.hidden)
+        return Result(y, tuple(a.clone() for a in call.initial()), Saved(empty, empty, empty))
+    result = backend.forward(packed, save)
+    return result._replace(y=packing.unpack(result.y), finals=packing.unsort(result.finals, call.initial()))
+
+
+def _pad_and_run(backend: Backend, call: Call, save: str) -> Result:
     assert call.batch_sizes is not None
     device = call.x.device
-    packing = Packing.of_batch_sizes(call.batch_sizes, call.states[0].shape[1], device)
+    packing = Packing.of_batch_sizes(call.batch_sizes, call.batch, device)
     resets = None if call.resets is None else packing.unpack(call.resets)
     padded = call._replace(
         x=packing.unpack(call.x), lengths=packing.lengths.to(device), batch_sizes=None, resets=resets
     )
-    result = backend.forward(padded, save=False)
-    return result._replace(y=packing.pack(result.y))
+    result = backend.forward(padded, save)
+    c = result.saved.c
+    if c is not None:
+        c = torch.stack([packing.pack(a.view(*padded.rows, a.shape[-1])) for a in c])
+    return result._replace(y=packing.pack(result.y), saved=Saved(c=c))
+
+
+def pack_call(call: Call) -> tuple[Packing, Call | None]:
+    """A padded call with lengths in the packed form, rows of length zero left out; None if no token is left."""
+    assert call.lengths is not None
+    packing = Packing.of_lengths(call.lengths.cpu(), call.x.shape[0], call.x.device)
+    if not packing.batch_sizes.numel():
+        return packing, None
+    packed = call._replace(
+        x=packing.pack(call.x),
+        states=packing.sort_live(call.states),
+        lengths=None,
+        batch_sizes=packing.batch_sizes,
+        resets=None if call.resets is None else packing.pack(call.resets),
+    )
+    return packing, packed

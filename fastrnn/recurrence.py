@@ -1,126 +1,166 @@
 """The one op: a layer's recurrence on any backend, with its gradients.
 
-A backend does the sequential part only and hands back the gradients at the gates; the gradients of
-the input, the weights and the biases follow here, by one GEMM each over all time steps.
+A call takes one of four ways:
+
+    eager        plain tensors: the backend is called at once, recorded by one autograd.Function
+    compiled     torch.compile, torch.export, fake tensors and dispatch modes see registered ops (`ops`)
+    transformed  torch.func's vmap and grad have rules of their own (`transforms`)
+    reference    PyTorch operations (`differentiable`), for backends that are made of them, forward-mode
+                 differentiation, torch.jit.trace and tensors of other kinds
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from fastrnn.backends.base import Backend, Call, Result, Weights
-from fastrnn.backends.reference import Reference
-from fastrnn.cells import Cell
-from fastrnn.packing import pad_call, previous_rows
+from fastrnn import differentiable, gradients, ops, transforms
+from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
+from fastrnn.backends.reference import REFERENCE
+from fastrnn.transforms import Meta
 
-REFERENCE = Reference()
-_FIELDS = len(Weights._fields)
 _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
 _functorch = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
+_PLAIN = {Tensor, Parameter, type(None)}
 
 
-def recurrence(backend: Backend, call: Call) -> Result:
-    """Run `call` on `backend`, recording it for autograd when a gradient may be asked for."""
+def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = False) -> Output:
+    """Run `call` on `backend`, recording it for autograd when a gradient may be asked for.
+
+    Args:
+        save: what to keep for backward, GATES or STATES (whose backward makes the gates anew).
+        trail: return the second state at every step, too.
+    """
+    if is_compiling():
+        return ops.run(backend, call, save, trail)
     if backend.differentiable:
-        return _with_axes(backend, call) if call.single_step else backend.forward(call, save=False)
-    flat = (call.x, *call.states, *[w for stream in call.weights for w in stream])
-    if not _plain(flat):
-        return recurrence(REFERENCE, call) if call.batch_sizes is None else pad_call(call, REFERENCE)
+        return differentiable.run(backend, call, trail)
+    if call.single_step and not backend.takes_single_steps:
+        finals = tuple([a.squeeze(0) for a in recurrence(backend, call.as_sequence(), save).finals])
+        return Output(finals[0], finals)
+    flat = (call.x, *call.states, *flatten(call.weights))
+    if not ordinary(flat):
+        return _out_of_the_ordinary(backend, call, flat, save, trail)
     if torch.is_grad_enabled():
         for a in flat:
             if a is not None and a.requires_grad:
-                return _recorded(backend, call, flat)
-    if not backend.takes_single_steps and call.single_step:
-        return _with_axes(backend, call)
-    return backend.forward(call, save=False)
+                meta = Meta(backend, call.cell, call.reverse, len(call.states), save, trail)
+                outs = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)  # type: ignore[no-untyped-call]
+                return _output(meta, call.single_step, outs)
+    y, finals, saved = backend.forward(call, STATES if trail else NOTHING)
+    if trail and saved.c is not None:
+        return Output(y, finals, (differentiable.at_every_step(call, saved.c),))
+    return Output(y, finals)
 
 
-def _recorded(backend: Backend, call: Call, flat: tuple[Tensor | None, ...]) -> Result:
-    if call.single_step:
-        return _with_axes(backend, call)
-    meta = _Meta(backend, call.cell, call.reverse)
-    y, *finals = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)  # type: ignore[no-untyped-call]
-    return Result(y, tuple(finals))
-
-
-def _with_axes(backend: Backend, call: Call) -> Result:
-    """A single step as a sequence of one."""
-    full = call._replace(x=call.x.unsqueeze(0), states=tuple([a.unsqueeze(0) for a in call.states]))
-    finals = tuple([a.squeeze(0) for a in recurrence(backend, full).finals])
-    return Result(finals[0], finals)
-
-
-def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Are these tensors memory and nothing else?
-
-    Backends take addresses. What torch.func, forward-mode differentiation, tracing and dispatch modes do
-    to tensors they would not see, so such calls run on the reference, which is made of PyTorch operations.
-    """
-    if _functorch() is not None or forward_ad._current_level >= 0 or _dispatch_modes() or _tracing() is not None:
+def ordinary(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Are these tensors memory and nothing else, here and now?"""
+    if watched() or not _PLAIN.issuperset(map(type, tensors)):
         return False
     for a in tensors:
-        kind = type(a)
-        if kind is Parameter or a is None:
-            continue
-        if kind is not Tensor or a.is_neg() or a._is_zerotensor():
+        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor()):
             return False
     return True
 
 
-class _Meta(NamedTuple):
-    """The part of a call that is no tensor."""
+def watched() -> bool:
+    """Must somebody see operations, where a backend would take addresses and change memory?
 
-    backend: Backend
-    cell: Cell
-    reverse: tuple[bool, ...]
+    torch.func, forward-mode differentiation, tracing and dispatch modes must.
+    """
+    return (
+        _functorch() is not None
+        or forward_ad._current_level >= 0
+        or _dispatch_modes() > 0
+        or _tracing() is not None
+        or is_compiling()
+    )
 
-    def call(self, masks: tuple[Tensor | None, ...], flat: tuple[Tensor, ...]) -> Call:
-        n = self.cell.states
-        rest = flat[1 + n :]
-        weights = tuple(Weights(*rest[i : i + _FIELDS]) for i in range(0, len(rest), _FIELDS))
-        return Call(self.cell, flat[0], flat[1 : 1 + n], weights, self.reverse, *masks)
+
+def _out_of_the_ordinary(
+    backend: Backend, call: Call, flat: tuple[Tensor | None, ...], save: str, trail: bool
+) -> Output:
+    if _functorch() is not None:
+        if transforms.applicable():
+            return transforms.run(backend, call, save, trail)
+    elif forward_ad._current_level < 0 and _tracing() is None and (_faked(flat) or _PLAIN.issuperset(map(type, flat))):
+        if not any(a is not None and (a.is_neg() or a._is_zerotensor()) for a in flat):
+            return ops.run(backend, call, save, trail)
+    return differentiable.run(REFERENCE, call, trail)
+
+
+def _faked(tensors: tuple[Tensor | None, ...]) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return any(isinstance(a, FakeTensor) for a in tensors)
+
+
+def _output(meta: Meta, single: bool, outs: tuple[Tensor, ...]) -> Output:
+    """From (y, *finals, *trail); a single step has no y of its own."""
+    if single:
+        return Output(outs[0], outs)
+    n = 1 + meta.cell.states
+    return Output(outs[0], outs[1:n], outs[n:])
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, meta: _Meta, *tensors: Tensor) -> Any:
-        masks, flat = tensors[:_MASKS], tensors[_MASKS:]
-        result = meta.backend.forward(meta.call(masks, flat), save=True)
-        # torch.nn's GRU and RNN allow to edit their output in place, its LSTM does not: so here.
-        y = result.y if meta.cell.states > 1 else result.y.clone()
+    def forward(ctx: Any, meta: Meta, *tensors: Tensor) -> Any:
+        call = meta.call(tensors[:_MASKS], tensors[_MASKS:])
+        y, finals, saved = meta.backend.forward(call, meta.save)
         ctx.meta, ctx.inputs = meta, len(tensors)
         ctx.hooked = _hooks() is not None
-        ctx.save_for_backward(*tensors, y, *result.saved)
+        # torch.nn's GRU and RNN allow to edit their output in place, its LSTM does not: so here.
+        ctx.save_for_backward(*tensors, y if meta.cell.states > 1 else y.clone(), *saved)
         ctx.set_materialize_grads(False)
-        return (result.y, *result.finals)
+        if call.single_step:
+            return finals
+        if meta.trail and saved.c is not None:
+            return y, *finals, differentiable.at_every_step(call, saved.c)
+        return y, *finals
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> Any:
-        tensors = ctx.saved_tensors
+    def backward(ctx: Any, *douts: Tensor | None) -> Any:
+        tensors, meta = ctx.saved_tensors, ctx.meta
         masks, flat = tensors[:_MASKS], tensors[_MASKS : ctx.inputs]
-        y, saved = tensors[ctx.inputs], tensors[ctx.inputs + 1 :]
+        y, saved = tensors[ctx.inputs], Saved(*tensors[ctx.inputs + 1 :])
         head: tuple[None, ...] = (None,) * (1 + _MASKS)
-        if dy is None and all(d is None for d in dfinals):
+        if all(d is None for d in douts):
             return head + (None,) * len(flat)
         needed = ctx.needs_input_grad[1 + _MASKS :]
-        call = ctx.meta.call(masks, flat)
-        douts = (dy, *dfinals)
-        if torch.is_grad_enabled() or not _plain(douts):  # create_graph=True, or a transformation
-            return head + tuple(_differentiable_backward(call, flat, douts, needed))
-        dy = torch.zeros_like(y) if dy is None else dy.contiguous()
+        call = meta.call(masks, flat)
+        if torch.is_grad_enabled() or not ordinary(douts):  # create_graph=True, or a transformation
+            return head + tuple(differentiable.backward(call, flat, douts, needed))
         # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
         last = not (ctx.hooked or _keeps_graph())
+        run = _step_backward if call.single_step else gradients.in_form
         if torch._C._is_any_autocast_enabled():  # which is about the forward
             with torch.autocast(y.device.type, enabled=False):
-                return head + tuple(call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
-        return head + tuple(call_backward(ctx.meta.backend, call, saved, y, dy, dfinals, needed, last))
+                return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
+        return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
+
+
+def _step_backward(
+    backend: Backend,
+    call: Call,
+    saved: Saved,
+    y: Tensor,
+    douts: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    last: bool,
+) -> list[Tensor | None]:
+    """Of a single step, as of a sequence of one."""
+    outs = (None, *[None if d is None else d.unsqueeze(0) for d in douts])
+    grads = gradients.in_form(backend, call.as_sequence(), saved, y.unsqueeze(0), outs, needed, last)
+    own = 1 + len(call.states)
+    return [None if g is None else g.squeeze(0) for g in grads[:own]] + grads[own:]
 
 
 def _hooks() -> Any:
@@ -132,111 +172,3 @@ def _keeps_graph() -> bool:
     """Will this graph be walked again? Assumed where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return ask is None or bool(ask())
-
-
-def _differentiable_backward(
-    call: Call, flat: tuple[Tensor, ...], douts: tuple[Tensor | None, ...], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The same gradients as a graph that can be differentiated again: autograd through the reference.
-
-    It differentiates with respect to views of the inputs, one each, so that it ends at this call and
-    counts an input that comes twice once in each place.
-    """
-    with torch.enable_grad():
-        own = tuple([None if a is None else a.view_as(a) for a in flat])
-        meta = _Meta(REFERENCE, call.cell, call.reverse)
-        call = meta.call((call.lengths, call.batch_sizes, call.resets), own)
-        result = pad_call(call, REFERENCE) if call.batch_sizes is not None else recurrence(REFERENCE, call)
-        pairs = [(o, d) for o, d in zip((result.y, *result.finals), douts, strict=True) if d is not None]
-        wanted = [a for a, need in zip(own, needed, strict=True) if need]
-        grads = iter(
-            torch.autograd.grad(
-                [o for o, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True
-            )
-        )
-    return [next(grads) if need else None for need in needed]
-
-
-def call_backward(
-    backend: Backend,
-    call: Call,
-    saved: tuple[Tensor, ...],
-    y: Tensor,
-    dy: Tensor,
-    dfinals: tuple[Tensor | None, ...],
-    needed: tuple[bool, ...],
-    last: bool = False,
-) -> list[Tensor | None]:
-    """Gradients of x, the states and each stream's weights, in the order of the op's inputs."""
-    cell, hidden = call.cell, call.hidden
-    grads = backend.backward(call, saved, y, dy, dfinals, needed, last)
-    if grads.dweights is not None:
-        return [grads.dx, *grads.dstates, *(w for stream in grads.dweights for w in stream)]
-    x = call.x.reshape(-1, call.x.shape[-1])
-    dx = grads.dx
-    out: list[Tensor | None] = [None, *grads.dstates]
-    first = 1 + cell.states
-    for s, w in enumerate(call.weights):
-        need = needed[first + s * _FIELDS : first + (s + 1) * _FIELDS]
-        dgates = grads.dgates[s]  # (N, D*H)
-        dxg = dgates[:, : cell.gates * hidden]
-        if needed[0] and grads.dx is None:
-            dx = dxg @ w.w_ih if dx is None else dx.addmm_(dxg, w.w_ih)
-        db_ih = dxg.sum(0) if need[2] or need[3] else None
-        out.append(dxg.t() @ x if need[0] else None)
-        out.append(_recurrent_weight_grad(call, s, dgates, y) if need[1] else None)
-        out.append(db_ih if need[2] else None)
-        out.append(_recurrent_bias_grad(cell, dgates, db_ih, hidden) if need[3] else None)
-        out.append(grads.dh[s].t() @ grads.m[s] if need[4] and grads.dh is not None and grads.m is not None else None)
-    out[0] = None if dx is None else dx.view(call.x.shape)
-    return out
-
-
-def _recurrent_blocks(cell: Cell, hidden: int) -> list[tuple[slice, slice]]:
-    """Runs of recurrent gates: (rows of W_hh, columns of dgates that hold their dr)."""
-    blocks, start = [], 0
-    for k, gate in enumerate(cell.split):
-        if gate > start:
-            blocks.append((slice(start * hidden, gate * hidden), slice(start * hidden, gate * hidden)))
-        column = cell.gates + k
-        blocks.append((slice(gate * hidden, (gate + 1) * hidden), slice(column * hidden, (column + 1) * hidden)))
-        start = gate + 1
-    if start < cell.gates:
-        blocks.append((slice(start * hidden, cell.gates * hidden), slice(start * hidden, cell.gates * hidden)))
-    return blocks
-
-
-def _recurrent_bias_grad(cell: Cell, dgates: Tensor, db_ih: Tensor | None, hidden: int) -> Tensor | None:
-    if db_ih is None or not cell.split:
-        return None if db_ih is None else db_ih.clone()  # not one tensor for two parameters
-    db = torch.empty_like(db_ih)
-    for rows, columns in _recurrent_blocks(cell, hidden):
-        db[rows] = db_ih[rows] if rows == columns else dgates[:, columns].sum(0)
-    return db
-
-
-def _recurrent_weight_grad(call: Call, s: int, dgates: Tensor, y: Tensor) -> Tensor:
-    """sum over t of dr_t^T h_{t-1}."""
-    pieces = _previous_h(call, s, y)
-    w_hh = call.weights[s].w_hh
-    dw = torch.zeros_like(w_hh, dtype=dgates.dtype)
-    for rows, columns in _recurrent_blocks(call.cell, call.hidden):
-        for span, h in pieces:
-            dw[rows].addmm_(dgates[span, columns].t(), h)
-    return dw
-
-
-def _previous_h(call: Call, s: int, y: Tensor) -> list[tuple[slice, Tensor]]:
-    """The h that entered each row's step, as runs (rows, h); views of y where that is possible."""
-    out, reverse = call.out, call.reverse[s]
-    h = y.reshape(-1, y.shape[-1])[:, s * out : (s + 1) * out]
-    h0 = call.states[0][s]
-    rows, batch = h.shape[0], h0.shape[0]
-    if not rows:
-        return []
-    if call.batch_sizes is None and call.resets is None and call.lengths is None:
-        if reverse:
-            return [(slice(0, rows - batch), h[batch:]), (slice(rows - batch, rows), h0)]
-        return [(slice(batch, rows), h[: rows - batch]), (slice(0, batch), h0)]
-    source = torch.cat((h, h0, h.new_zeros(1, out)))  # rows, then initial states, then a cleared one
-    return [(slice(0, rows), source.index_select(0, previous_rows(call, reverse)))]

@@ -37,6 +37,13 @@ def check_proj_size(proj_size: Any, hidden_size: Any) -> None:
         raise ValueError(f"proj_size: expected from 0 (none) to hidden_size - 1 = {hidden_size - 1}, got {proj_size}")
 
 
+def check_save(save: str) -> str:
+    """`save` if it is a mode of saving for backward; ValueError otherwise."""
+    if save not in ("gates", "states"):
+        raise ValueError(f"save: expected 'gates' or 'states', got {save!r}")
+    return save
+
+
 def check_rank(input: Tensor, ranks: tuple[int, int], layout: str) -> None:
     """ValueError unless `input` has one of two ranks (unbatched, batched)."""
     if not isinstance(input, Tensor):

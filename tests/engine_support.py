@@ -9,12 +9,12 @@ from support import assert_equal
 from tolerances import ENGINE as TOLERANCE
 from torch import Tensor
 
+from fastrnn import differentiable
 from fastrnn.backends import BACKENDS
 from fastrnn.backends.base import Call, Weights
 from fastrnn.backends.cpu import load
-from fastrnn.backends.reference import Reference
+from fastrnn.backends.reference import REFERENCE
 from fastrnn.cells import CELLS
-from fastrnn.packing import pad_call
 from fastrnn.recurrence import recurrence
 
 ENGINE: Any = load()[0]
@@ -86,12 +86,7 @@ def like(call: Call, dtype: torch.dtype) -> Call:
 
 def outputs(call: Call, reference: bool = False) -> list[Tensor]:
     """y (unless it is the first final state) and the final states."""
-    if not reference:
-        result = recurrence(CPU, call)
-    elif call.batch_sizes is not None:
-        result = pad_call(call, Reference())
-    else:
-        result = recurrence(Reference(), call)
+    result = differentiable.run(REFERENCE, call) if reference else recurrence(CPU, call)
     return list(result.finals) if call.single_step else [result.y, *result.finals]
 
 

@@ -12,6 +12,7 @@ import torch
 from engine_support import CPU, ENGINE, Case, assert_same_bits, make_call
 
 import fastrnn
+from fastrnn.backends.base import GATES
 from fastrnn.cells import CELLS
 
 pytestmark = [
@@ -48,7 +49,7 @@ def engine_alone(call, threads):
     """Forward and backward of the engine on `threads` threads, without torch's own, which hang after fork."""
     with torch.no_grad():
         torch.set_num_threads(threads)
-        result = CPU.forward(call, save=True)
+        result = CPU.forward(call, GATES)
         torch.set_num_threads(1)
         saved = {f"saved {k}": a.clone() for k, a in enumerate(result.saved) if a is not None}
         g = torch.Generator().manual_seed(1)

@@ -17,6 +17,7 @@ length one; y is then the first final state itself. `recurrence` hands it to bac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +36,23 @@ class Weights(NamedTuple):
     w_hr: Tensor | None  # (P, H)
 
 
+def flatten(weights: tuple[Weights, ...]) -> tuple[Tensor | None, ...]:
+    """All streams' parameters in one row, None where there is none."""
+    return tuple([w for stream in weights for w in stream])
+
+
+def unflatten(flat: Sequence[Tensor | None]) -> tuple[Weights, ...]:
+    """The reverse of `flatten`."""
+    n = len(Weights._fields)
+    return tuple([Weights(*flat[i : i + n]) for i in range(0, len(flat), n)])  # type: ignore[arg-type]
+
+
 class Call(NamedTuple):
     """One layer's recurrence: everything that a backend is given."""
 
     cell: Cell
     x: Tensor  # (T, B, I), or (N, I) with batch_sizes, or (B, I) for a single step
-    states: tuple[Tensor, ...]  # each (S, B, H), the first (S, B, P); (B, H) for a single step
+    states: tuple[Tensor, ...]  # each (S, B, H), the first (S, B, P); (B, H) for a single step; () for zeros
     weights: tuple[Weights, ...]  # one per stream
     reverse: tuple[bool, ...]  # per stream: from the last step to the first
     lengths: Tensor | None = None  # (B,) integers on x's device
@@ -59,20 +71,63 @@ class Call(NamedTuple):
     def out(self) -> int:
         return self.weights[0].w_hh.shape[1]
 
+    @property
+    def batch(self) -> int:
+        return self.x.shape[-2] if self.batch_sizes is None else int(self.batch_sizes[0])
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The leading sizes of x and y: (T, B), or (N,)."""
+        return tuple(self.x.shape[:-1])
+
+    def initial(self) -> tuple[Tensor, ...]:
+        """The initial states, zeros written out."""
+        if self.states:
+            return self.states
+        lead = () if self.single_step else (len(self.weights),)
+        widths = (self.out, self.hidden)[: self.cell.states]
+        return tuple([self.x.new_zeros(*lead, self.batch, n) for n in widths])
+
+    def as_sequence(self) -> Call:
+        """A single step as a sequence of one."""
+        return self._replace(x=self.x.unsqueeze(0), states=tuple([a.unsqueeze(0) for a in self.states]))
+
+
+GATES, STATES, NOTHING = "gates", "states", ""  # what a forward saves, see Saved
+
+
+class Saved(NamedTuple):
+    """What backward needs besides the call and y: all of it with "gates", all but the tape with "states".
+
+    fp64 in an fp64 call, otherwise fp32. Tensors that are not there are None.
+    """
+
+    tape: Tensor | None = None  # (S, N, V*H): the cell's tape, one block of H per value
+    c: Tensor | None = None  # (S, N, H), for cells with a second state: that state after each step
+    m: Tensor | None = None  # (S, N, H), with a projection and "gates": what it is applied to
+
 
 class Result(NamedTuple):
-    """What a forward returns. `saved` is what its own backward wants to see again."""
+    """What a forward returns."""
 
     y: Tensor  # (T, B, S*P) or (N, S*P)
     finals: tuple[Tensor, ...]  # like the initial states
-    saved: tuple[Tensor, ...] = ()
+    saved: Saved = Saved()
+
+
+class Output(NamedTuple):
+    """What the op gives to those above it."""
+
+    y: Tensor  # as in Result
+    finals: tuple[Tensor, ...]
+    trail: tuple[Tensor, ...] = ()  # where asked for: the second state after each step, (S, T, B, H) or (S, N, H)
 
 
 class Gradients(NamedTuple):
     """What a backward returns: gradients at the gates, from which all others follow by GEMM."""
 
     dgates: Tensor  # (S, N, D*H): dx of each gate, then dr of each split gate
-    dstates: tuple[Tensor, ...]  # like the initial states
+    dstates: tuple[Tensor, ...]  # like the initial states, zeros or not
     dh: Tensor | None = None  # (S, N, P) with a projection: the whole gradient of h
     m: Tensor | None = None  # (S, N, H) with a projection: what it was applied to
     # Where the backend has made them already:
@@ -95,6 +150,7 @@ class Query(NamedTuple):
     grad: bool = False
     ragged: bool = False
     resets: bool = False
+    trail: bool = False  # all of c is asked for, not the last of it alone
 
 
 class Backend:
@@ -109,23 +165,27 @@ class Backend:
         """Why this backend cannot run `query`, or None if it can."""
         raise NotImplementedError
 
-    def forward(self, call: Call, save: bool) -> Result:
-        """Run the recurrence; with `save`, keep what backward needs."""
+    def forward(self, call: Call, save: str) -> Result:
+        """Run the recurrence; `save` says what to keep for backward: NOTHING, STATES or GATES."""
         raise NotImplementedError
 
     def backward(
         self,
         call: Call,
-        saved: tuple[Tensor, ...],
+        saved: Saved,
         y: Tensor,
         dy: Tensor,
         dfinals: tuple[Tensor | None, ...],
         needed: tuple[bool, ...],
         last: bool,
+        dc: Tensor | None = None,
+        gates: bool = False,
     ) -> Gradients:
-        """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved`.
+        """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved.tape`.
 
-        `needed` says which inputs want a gradient: x, each state, then each stream's weights.
+        `needed` says which inputs want a gradient: x, each state of the cell, then each stream's weights.
+        `dc` (S, N, H) is the gradient of the second state at every step. With `gates` the caller makes the
+        weights' gradients from `dgates`, whatever `needed` says of them.
         """
         raise NotImplementedError
 

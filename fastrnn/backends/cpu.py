@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.backends.base import Backend, Call, Gradients, Query, Result, Weights
+from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved, Weights
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
+
+
+_ZEROS = (None, None)  # initial states that are not there: the engine starts from zero
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,43 +50,46 @@ class Cpu(Backend):
             return f"the engine has no {query.dtype}"
         return None
 
-    def forward(self, call: Call, save: bool) -> Result:
-        cell, x, states, weights = call.cell, call.x, call.states, call.weights
+    def forward(self, call: Call, save: str) -> Result:
+        cell, x, weights = call.cell, call.x, call.weights
         rows, out = weights[0].w_hh.shape
-        streams = len(weights)
-        head, flat, _keep = _describe(call, rows // cell.gates, out)
-        two = cell.states > 1
-        finals = tuple([torch.empty_like(s) if s.is_contiguous() else torch.empty_like(s.contiguous()) for s in states])
-        tokens = x.shape[0]
-        if x.dim() == 3:
-            batch = x.shape[1]
-            y = x.new_empty(tokens, batch, streams * out)
-            tokens *= batch
-        elif call.batch_sizes is None:
-            y = finals[0]
+        hidden, streams = rows // cell.gates, len(weights)
+        head, flat, _keep = _describe(call, hidden, out)
+        batch = head[1]
+        c_n = None
+        if call.batch_sizes is None and x.dim() == 2:
+            y = h_n = x.new_empty(batch, out)
+            if cell.states > 1:
+                c_n = x.new_empty(batch, hidden)
         else:
-            y = x.new_empty(tokens, streams * out)
-        c_n = finals[1].data_ptr() if two else 0
+            y = x.new_empty(*x.shape[:-1], streams * out)
+            h_n = x.new_empty(streams, batch, out)
+            if cell.states > 1:
+                c_n = x.new_empty(streams, batch, hidden)
+        finals = (h_n,) if c_n is None else (h_n, c_n)
+        addresses = (y.data_ptr(), h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr())
         if not save:
-            _engine().forward(head, flat, y.data_ptr(), finals[0].data_ptr(), c_n, 0, 0, 0)
+            _engine().forward(head, flat, *addresses, 0, 0, 0)
             return Result(y, finals)
-        hidden = rows // cell.gates
         kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-        sizes = (cell.tape * hidden, two * hidden, (weights[0].w_hr is not None) * hidden)
-        saved = tuple([torch.empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
-        addresses = [0 if a is None else a.data_ptr() for a in saved]
-        _engine().forward(head, flat, y.data_ptr(), finals[0].data_ptr(), c_n, *addresses)
-        return Result(y, finals, saved)  # type: ignore[arg-type]
+        tokens = y.numel() // (streams * out)
+        tape = save == GATES and cell.tape
+        sizes = (tape * hidden, (c_n is not None) * hidden, (tape and weights[0].w_hr is not None) * hidden)
+        saved = Saved._make([torch.empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
+        _engine().forward(head, flat, *addresses, *[0 if a is None else a.data_ptr() for a in saved])
+        return Result(y, finals, saved)
 
     def backward(
         self,
         call: Call,
-        saved: tuple[Tensor, ...],
+        saved: Saved,
         y: Tensor,
         dy: Tensor,
         dfinals: tuple[Tensor | None, ...],
         needed: tuple[bool, ...],
         last: bool,
+        dc: Tensor | None = None,
+        gates: bool = False,
     ) -> Gradients:
         tape, c, m = saved
         cell, streams, x = call.cell, len(call.weights), call.x
@@ -93,7 +99,8 @@ class Cpu(Backend):
         # Each step reads its part of the tape before it writes its gradients: one buffer can hold both.
         reuse = last and cell.tape == cell.dgates and tape.dtype is y.dtype
         dgates = tape if reuse else y.new_empty(streams, rows, cell.dgates * hidden)
-        dstates = tuple([torch.empty_like(s, memory_format=torch.contiguous_format) for s in call.states])
+        shapes = ((streams, call.batch, out), (streams, call.batch, hidden))[: cell.states]
+        dstates = tuple([y.new_empty(shape) for shape in shapes])
         dh = None if m is None else y.new_empty(streams, rows, out)
         dx = x.new_empty(streams, rows, x.shape[-1]) if needed[0] else None
         dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
@@ -101,7 +108,7 @@ class Cpu(Backend):
         two = cell.states > 1
         arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
         results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
-        few = call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
+        few = not gates and call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
         dweights = _weight_gradients(call, needed) if few else None
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
         into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w[:4]]
@@ -142,7 +149,7 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
     cell, x, states, weights, reverse, _, sizes, resets = call
     keep: list[Tensor] = []
     pointers = []
-    for a in (sizes, resets, x, *states):
+    for a in (sizes, resets, x, *(states or _ZEROS)):
         if a is None:
             pointers.append(0)
             continue
@@ -150,13 +157,16 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
             a = a.contiguous()
             keep.append(a)
         pointers.append(a.data_ptr())
-    if len(states) == 1:
+    if len(pointers) == 4:
         pointers.append(0)
-    shape = x.shape
-    single = sizes is None and len(shape) == 2
-    steps = 1 if single else shape[0] if sizes is None else sizes.shape[0]
+    if sizes is not None:
+        steps, batch = sizes.shape[0], call.batch
+    elif x.dim() == 2:
+        steps, batch = 1, x.shape[0]
+    else:
+        steps, batch = x.shape[:2]
     threads = torch.get_num_threads()
-    head = [steps, states[0].shape[-2], shape[-1], hidden, out, threads, _CELLS[cell.name], _DTYPES[x.dtype], *pointers]
+    head = [steps, batch, x.shape[-1], hidden, out, threads, _CELLS[cell.name], _DTYPES[x.dtype], *pointers]
     streams: list[int] = []
     for w, backwards in zip(weights, reverse, strict=True):
         for a in w:

@@ -17,13 +17,16 @@ class Native(Backend):
             return "torch.nn has no mid-sequence resets"
         if not (query.T and query.B):
             return "torch.nn takes no empty input"
+        if query.trail:
+            return "torch.nn returns the last of c only"
         return None
 
-    def forward(self, call: Call, save: bool) -> Result:
+    def forward(self, call: Call, save: str) -> Result:
         function = getattr(_VF, call.cell.name)
         flat: list[Tensor] = [w for stream in call.weights for w in stream if w is not None]
         bias = call.weights[0].b_ih is not None
-        hx = list(call.states) if call.cell.states > 1 else call.states[0]
+        states = call.initial()
+        hx = list(states) if call.cell.states > 1 else states[0]
         layer = (flat, bias, 1, 0.0, False, len(call.weights) == 2)  # one layer, no dropout
         if call.batch_sizes is not None:
             y, *finals = function(call.x, call.batch_sizes, hx, *layer)

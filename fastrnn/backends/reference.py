@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastrnn.backends.base import Backend, Call, Query, Result, Weights
+from fastrnn.backends.base import STATES, Backend, Call, Query, Result, Saved, Weights
 
 
 class Reference(Backend):
@@ -18,13 +18,19 @@ class Reference(Backend):
     def unsupported(self, query: Query) -> str | None:
         return None
 
-    def forward(self, call: Call, save: bool) -> Result:
+    def forward(self, call: Call, save: str) -> Result:
         if call.x.dtype in (torch.float16, torch.bfloat16):
             return _narrow(self.forward(_widen(call), save), call.x.dtype)
+        call = call._replace(states=call.initial())
         outs = [_stream(call, s) for s in range(len(call.weights))]
         y = torch.cat([o[0] for o in outs], -1)
         finals = tuple(torch.stack(f) for f in zip(*(o[1] for o in outs), strict=True))
-        return Result(y, finals)
+        if save != STATES or call.cell.states < 2:
+            return Result(y, finals)
+        return Result(y, finals, Saved(c=torch.stack([o[2].flatten(0, 1) for o in outs])))
+
+
+REFERENCE = Reference()
 
 
 def _widen(call: Call) -> Call:
@@ -39,15 +45,17 @@ def _widen(call: Call) -> Call:
 
 
 def _narrow(result: Result, dtype: torch.dtype) -> Result:
-    return Result(result.y.to(dtype), tuple(a.to(dtype) for a in result.finals))
+    return result._replace(y=result.y.to(dtype), finals=tuple(a.to(dtype) for a in result.finals))
 
 
-def _stream(call: Call, s: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _stream(call: Call, s: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """y, the final states and the last state at every step, (T, B, H)."""
     cell, w = call.cell, call.weights[s]
     steps = call.x.shape[0]
     xg = linear(call.x, w.w_ih, w.b_ih)  # (T, B, G*H)
     state = tuple(a[s] for a in call.states)
     y: list[Tensor] = [call.x] * steps
+    trail = list(y)
     for t in reversed(range(steps)) if call.reverse[s] else range(steps):
         # A reset lies between t-1 and t: forward streams meet it before step t, reverse ones after.
         boundary = t + 1 if call.reverse[s] else t
@@ -61,11 +69,11 @@ def _stream(call: Call, s: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         if w.w_hr is not None:
             new = (linear(new[0], w.w_hr), *new[1:])
         if call.lengths is None:
-            state, y[t] = new, new[0]
+            state, y[t], trail[t] = new, new[0], new[-1]
         else:
             live = (t < call.lengths)[:, None]
             state = tuple(torch.where(live, a, b) for a, b in zip(new, state, strict=True))
-            y[t] = torch.where(live, new[0], 0.0)
+            y[t], trail[t] = torch.where(live, new[0], 0.0), torch.where(live, new[-1], 0.0)
     if not steps:
-        return call.x.new_empty(0, call.x.shape[1], call.out), state
-    return torch.stack(y), state
+        return call.x.new_empty(0, call.x.shape[1], call.out), state, call.x.new_empty(0, call.x.shape[1], call.hidden)
+    return torch.stack(y), state, torch.stack(trail)

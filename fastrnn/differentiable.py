@@ -1,0 +1,63 @@
+"""The op made of PyTorch operations: for autograd's second derivatives, forward mode, and whoever must see operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrnn import packing
+from fastrnn.backends.base import NOTHING, STATES, Backend, Call, Output, unflatten
+from fastrnn.backends.reference import REFERENCE
+
+
+def run(backend: Backend, call: Call, trail: bool = False) -> Output:
+    """Run `call` on a differentiable backend."""
+    single = call.single_step
+    result = packing.run(backend, call.as_sequence() if single else call, STATES if trail else NOTHING)
+    if single:
+        finals = tuple([a.squeeze(0) for a in result.finals])
+        return Output(finals[0], finals)
+    c = result.saved.c
+    return Output(result.y, result.finals, (at_every_step(call, c),) if trail and c is not None else ())
+
+
+def at_every_step(call: Call, c: Tensor) -> Tensor:
+    """`Saved.c` as the user sees it, (S, T, B, H) or (S, N, H)."""
+    return c.view(c.shape[0], *call.rows, c.shape[-1]).to(call.x.dtype)
+
+
+def backward(
+    call: Call,
+    flat: tuple[Tensor | None, ...],
+    douts: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    create_graph: bool = True,
+    backend: Backend = REFERENCE,
+) -> list[Tensor | None]:
+    """The gradients of `flat` (x, states, weights), as a graph that can be differentiated again.
+
+    It differentiates with respect to views of the inputs, one each, so that it ends at this call and
+    counts an input that comes twice once in each place. `douts` are the gradients of y (not for a single
+    step), the final states and the trail.
+    """
+    with torch.enable_grad():
+        own = tuple([a if a is None or not need else a.view_as(a) for a, need in zip(flat, needed, strict=True)])
+        if not create_graph:
+            own = tuple(
+                [a if a is None or not n else a.detach().requires_grad_() for a, n in zip(own, needed, strict=True)]
+            )
+        n = 1 + len(call.states)
+        call = call._replace(x=own[0], states=own[1:n], weights=unflatten(own[n:]))
+        result = run(backend, call, trail=len(douts) > 1 + call.cell.states)
+        outs = result.finals if call.single_step else (result.y, *result.finals, *result.trail)
+        pairs = [(o, d) for o, d in zip(outs, douts, strict=True) if d is not None and o.requires_grad]
+        grads = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs],
+                [a for a, need in zip(own, needed, strict=True) if need],
+                [d for _, d in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [next(grads) if need else None for need in needed]
