@@ -19,8 +19,9 @@ from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
 from fastrnn.cells import Cell
+from fastrnn.ordinary import ordinary
 from fastrnn.packing import Packing
-from fastrnn.recurrence import ordinary, recurrence
+from fastrnn.recurrence import recurrence
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
 States = tuple[Tensor, ...]

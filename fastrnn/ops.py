@@ -22,6 +22,7 @@ from fastrnn import differentiable, gradients, packing
 from fastrnn.backends import BACKENDS
 from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, Weights, flatten, unflatten
 from fastrnn.cells import CELLS
+from fastrnn.validation import check_length_range
 
 Tensors = Sequence[Tensor]
 _CALL = (
@@ -103,6 +104,8 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     *fields, save, trail = rest
     call, engine = _call(cell, x, *fields), BACKENDS[backend]
+    if call.lengths is not None:
+        check_length_range(call.lengths, x.shape[0])
     keep = save
     if engine.differentiable:
         keep = NOTHING  # backward runs it again

@@ -15,20 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
-from torch.nn import Parameter
 
 from fastrnn import differentiable, gradients, ops, transforms
 from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
 from fastrnn.backends.reference import REFERENCE
+from fastrnn.ordinary import faked, ordinary, plain, recorded, transformed
 from fastrnn.transforms import Meta
 
 _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
-_functorch = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing = torch._C._get_tracing_state
-_PLAIN = {Tensor, Parameter, type(None)}
 
 
 def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = False) -> Output:
@@ -60,46 +55,15 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
     return Output(y, finals)
 
 
-def ordinary(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Are these tensors memory and nothing else, here and now?"""
-    if watched() or not _PLAIN.issuperset(map(type, tensors)):
-        return False
-    for a in tensors:
-        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor()):
-            return False
-    return True
-
-
-def watched() -> bool:
-    """Must somebody see operations, where a backend would take addresses and change memory?
-
-    torch.func, forward-mode differentiation, tracing and dispatch modes must.
-    """
-    return (
-        _functorch() is not None
-        or forward_ad._current_level >= 0
-        or _dispatch_modes() > 0
-        or _tracing() is not None
-        or is_compiling()
-    )
-
-
 def _out_of_the_ordinary(
     backend: Backend, call: Call, flat: tuple[Tensor | None, ...], save: str, trail: bool
 ) -> Output:
-    if _functorch() is not None:
+    if transformed():
         if transforms.applicable():
             return transforms.run(backend, call, save, trail)
-    elif forward_ad._current_level < 0 and _tracing() is None and (_faked(flat) or _PLAIN.issuperset(map(type, flat))):
-        if not any(a is not None and (a.is_neg() or a._is_zerotensor()) for a in flat):
-            return ops.run(backend, call, save, trail)
+    elif not recorded() and (faked(flat) or plain(flat)):
+        return ops.run(backend, call, save, trail)
     return differentiable.run(REFERENCE, call, trail)
-
-
-def _faked(tensors: tuple[Tensor | None, ...]) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return any(isinstance(a, FakeTensor) for a in tensors)
 
 
 def _output(meta: Meta, single: bool, outs: tuple[Tensor, ...]) -> Output:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends.base import Weights
 from fastrnn.cells import Cell
+from fastrnn.ordinary import values
 
 STATE_NAMES = ("hx", "cx")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -207,13 +208,18 @@ def as_lengths(values: Any, batch: int, batched: bool) -> Tensor:
 
 
 def check_length_range(lengths: Tensor, steps: int) -> None:
-    """ValueError unless 0 <= lengths <= steps; on an accelerator an assertion there, as the host does not wait."""
-    if lengths.device.type != "cpu":
-        torch._assert_async(((lengths >= 0) & (lengths <= steps)).all())
+    """ValueError unless 0 <= lengths <= steps.
+
+    On an accelerator an assertion there, as the host does not wait. Where there are no values yet, while
+    compiling, the op checks when it runs.
+    """
+    known = values(lengths)
+    if known is None or not known.numel():
         return
-    if not lengths.numel():
+    if known.device.type != "cpu":
+        torch._assert_async(((known >= 0) & (known <= steps)).all())
         return
-    low, high = int(lengths.min()), int(lengths.max())
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high > steps:
         raise ValueError(f"lengths: expected values from 0 to {steps}, got values from {low} to {high}")
 

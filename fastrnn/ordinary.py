@@ -1,0 +1,60 @@
+"""Is a tensor memory and nothing else? Whoever takes addresses or reads values must ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.nn import Parameter
+
+_functorch = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_PLAIN = {Tensor, Parameter, type(None)}
+
+
+def transformed() -> bool:
+    """Is one of torch.func's transformations active?"""
+    return _functorch() is not None
+
+
+def recorded() -> bool:
+    """Does forward-mode differentiation or torch.jit.trace look on?"""
+    return forward_ad._current_level >= 0 or _tracing() is not None
+
+
+def watched() -> bool:
+    """Must somebody see operations, where a backend would take addresses and change memory?"""
+    return transformed() or recorded() or _dispatch_modes() > 0 or is_compiling()
+
+
+def plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Are they of torch's own types, and their values those that lie in memory?"""
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return False
+    for a in tensors:
+        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor()):
+            return False
+    return True
+
+
+def ordinary(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Are these tensors memory and nothing else, here and now?"""
+    return not watched() and plain(tensors)
+
+
+def faked(tensors: Iterable[Tensor | None]) -> bool:
+    """Is one of them without memory, in the hands of a tracer?"""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return any(isinstance(a, FakeTensor) for a in tensors)
+
+
+def values(a: Tensor) -> Tensor | None:
+    """The tensor under torch.func's wrappers, or None where there are no values to read."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(a):
+        a = torch._C._functorch.get_unwrapped(a)
+    return a if plain((a,)) and not is_compiling() and not _dispatch_modes() else None
