@@ -98,12 +98,12 @@ def prepare(
             batched, x = False, x.unsqueeze(1)
         elif batch_first:
             x = x.transpose(0, 1)
-        steps, batch, features = x.shape
+        steps, batch, _ = x.shape
     else:
         if x.dim() != 2:
             raise RuntimeError(f"input: expected a PackedSequence with data of 2 dimensions, got {check.shape(x)}")
         packed = check.check_packed(packed)
-        steps, features = packed.batch_sizes.numel(), x.shape[1]
+        steps = packed.batch_sizes.numel()
         batch = _batch_of(packed)
     check.check_input(x, first.w_ih)
     grad = check.check_weights(cell, weights, streams)
@@ -128,7 +128,7 @@ def prepare(
         x.dtype,
         steps,
         batch,
-        features,
+        first.w_ih.shape[1],
         hidden,
         out,
         streams,

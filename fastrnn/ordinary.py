@@ -28,7 +28,7 @@ def recorded() -> bool:
 
 def watched() -> bool:
     """Must somebody see operations, where a backend would take addresses and change memory?"""
-    return transformed() or recorded() or _dispatch_modes() > 0 or is_compiling()
+    return is_compiling() or transformed() or recorded() or _dispatch_modes() > 0
 
 
 def plain(tensors: Iterable[Tensor | None]) -> bool:
@@ -55,6 +55,8 @@ def faked(tensors: Iterable[Tensor | None]) -> bool:
 
 def values(a: Tensor) -> Tensor | None:
     """The tensor under torch.func's wrappers, or None where there are no values to read."""
+    if is_compiling():
+        return None
     while torch._C._functorch.is_functorch_wrapped_tensor(a):
         a = torch._C._functorch.get_unwrapped(a)
-    return a if plain((a,)) and not is_compiling() and not _dispatch_modes() else None
+    return a if plain((a,)) and not _dispatch_modes() else None

@@ -10,7 +10,10 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch.compiler import is_compiling
 
 from fastrnn.backends.base import Backend, Query
 from fastrnn.backends.cpu import Cpu
@@ -20,6 +23,8 @@ from fastrnn.backends.reference import Reference
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Native(), Reference())}
 NAMES = ("auto", *BACKENDS)
 
+# Twice: torch.compile cannot look into a ContextVar, but notices when a global of a module has changed.
+_requested_last = "auto"
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("fastrnn_backend", default="auto")
 
 
@@ -41,13 +46,17 @@ def check_name(name: str) -> str:
 def backend(name: str) -> Iterator[None]:
     """Within this context, modules whose own `backend` is "auto" run on the backend `name`.
 
-    It holds for the thread (or asyncio task) that enters it, and not for others that this one starts.
+    It holds for the thread (or asyncio task) that enters it, and not for others that this one starts; code
+    compiled by torch.compile goes by the latest that any thread has entered.
     """
-    token = _requested.set(check_name(name))
+    global _requested_last
+    token, before = _requested.set(check_name(name)), _requested_last
+    _requested_last = name
     try:
         yield
     finally:
         _requested.reset(token)
+        _requested_last = before
 
 
 def choose(query: Query, requested: str = "auto") -> Choice:
@@ -57,7 +66,16 @@ def choose(query: Query, requested: str = "auto") -> Choice:
         ValueError: no backend has this name.
         RuntimeError: the backend asked for by name cannot run the call.
     """
+    if is_compiling():  # sizes of x may be unknown there, so that no rule may depend on them
+        name = requested if requested != "auto" else _requested_last
+        fixed = (query.dtype, 1, 1, *query[5:])
+        return Choice(BACKENDS[_name_of(name, query.cell, query.device, *fixed)], "chosen when compiled")
     return _choose(query, requested if requested != "auto" else _requested.get())
+
+
+@torch.compiler.assume_constant_result
+def _name_of(name: str, *query: Any) -> str:
+    return _choose(Query(*query), name).backend.name
 
 
 @functools.lru_cache(maxsize=4096)
