@@ -225,6 +225,9 @@ def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
     x, states, weights, query, packed, _, resets, _ = problem
     assert packed is not None
     sizes = packed.batch_sizes
+    if is_compiling() and not states:  # which tell B, where the values of batch_sizes are unknown
+        widths = (query.P, query.H)[: how.cell.states]
+        states = tuple([x.new_zeros(len(weights), query.B, n) for n in widths])
     if not is_compiling() and int(sizes[-1]) == query.B:  # all of one length: the rows lie as those of a padded batch
         x = x.view(query.T, query.B, query.I)
         y, finals, trail = _layers(how, x, states, weights, None, None, resets)

@@ -22,7 +22,7 @@ from fastrnn import differentiable, gradients, packing
 from fastrnn.backends import BACKENDS
 from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, Weights, flatten, unflatten
 from fastrnn.cells import CELLS
-from fastrnn.validation import check_length_range
+from fastrnn.validation import check_batch_sizes, check_length_range
 
 Tensors = Sequence[Tensor]
 _CALL = (
@@ -106,6 +106,8 @@ def _forward(
     call, engine = _call(cell, x, *fields), BACKENDS[backend]
     if call.lengths is not None:
         check_length_range(call.lengths, x.shape[0])
+    if call.batch_sizes is not None:
+        check_batch_sizes(call.batch_sizes, x.shape[0])
     keep = save
     if engine.differentiable:
         keep = NOTHING  # backward runs it again
@@ -139,7 +141,7 @@ def _forward_fake(
     *fields, save, trail = rest
     call = _call(cell, x, *fields)
     streams = len(call.weights)
-    batch = call.states[0].shape[1] if call.states else x.shape[-2]
+    batch = call.states[0].shape[1] if call.states else x.shape[-2]  # packed calls always bring states
     finals = [x.new_empty(streams, batch, n) for n in (call.out, call.hidden)[: call.cell.states]]
     y = x.new_empty(*call.rows, streams * call.out)
     room = streams

@@ -12,10 +12,12 @@ from torch.nn import Parameter
 
 _functorch = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)
 _tracing = torch._C._get_tracing_state
 _PLAIN = {Tensor, Parameter, type(None)}
 
 
+@torch.compiler.assume_constant_result  # while torch.compile traces a call it is in the same transformations
 def transformed() -> bool:
     """Is one of torch.func's transformations active?"""
     return _functorch() is not None
@@ -36,7 +38,7 @@ def plain(tensors: Iterable[Tensor | None]) -> bool:
     if not _PLAIN.issuperset(map(type, tensors)):
         return False
     for a in tensors:
-        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor()):
+        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor() or _batched(a)):
             return False
     return True
 

@@ -34,6 +34,8 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
         trail: return the second state at every step, too.
     """
     if is_compiling():
+        if transformed():  # torch.func within torch.compile
+            return differentiable.run(REFERENCE, call, trail)
         return ops.run(backend, call, save, trail)
     if backend.differentiable:
         return differentiable.run(backend, call, trail)

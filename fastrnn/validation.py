@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends.base import Weights
@@ -61,12 +62,19 @@ def check_packed(packed: PackedSequence) -> PackedSequence:
             "batch_sizes: expected a PackedSequence with an int64 CPU vector, "
             f"got {sizes.dtype} of shape {shape(sizes)} on {sizes.device}"
         )
+    if is_compiling():  # there are no values yet: the op checks them when it runs
+        return packed
     own = sizes.detach().clone()
-    if not own.numel() or int(own[-1]) < 1 or bool((own[1:] > own[:-1]).any()):
-        raise RuntimeError(f"batch_sizes: expected positive sizes that do not increase, got {own.tolist()[:8]} ...")
-    if int(own.sum()) != rows:
-        raise RuntimeError(f"batch_sizes: expected sizes that sum to the {rows} rows of data, got {int(own.sum())}")
+    check_batch_sizes(own, rows)
     return PackedSequence(packed.data, own, packed.sorted_indices, packed.unsorted_indices)
+
+
+def check_batch_sizes(sizes: Tensor, rows: int) -> None:
+    """RuntimeError unless `sizes` (T,) describe so many rows of a packed batch."""
+    if not sizes.numel() or int(sizes[-1]) < 1 or bool((sizes[1:] > sizes[:-1]).any()):
+        raise RuntimeError(f"batch_sizes: expected positive sizes that do not increase, got {sizes.tolist()[:8]} ...")
+    if int(sizes.sum()) != rows:
+        raise RuntimeError(f"batch_sizes: expected sizes that sum to the {rows} rows of data, got {int(sizes.sum())}")
 
 
 def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueError) -> None:
