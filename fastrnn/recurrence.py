@@ -24,6 +24,7 @@ _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so tha
 _functorch = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor  # by torch.autograd.grad(is_grads_batched=True)
 
 
 def recurrence(backend: Backend, call: Call) -> Result:
@@ -69,7 +70,7 @@ def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
         kind = type(a)
         if kind is Parameter or a is None:
             continue
-        if kind is not Tensor or a.is_neg() or a._is_zerotensor():
+        if kind is not Tensor or a.is_neg() or a._is_zerotensor() or _legacy_batched(a):
             return False
     return True
 
