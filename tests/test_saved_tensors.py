@@ -143,7 +143,7 @@ def test_packing_to_half_the_size(backend, kind):
     with saved_tensors_hooks(pack, lambda p: p[0].to(p[1])):
         outputs = call(module, x, hx)
     assert_same_grads("packed to bf16", grads(module, x, hx, outputs), want, tolerance=0.03)
-    assert sum(packed) * 2 == sum(full)
+    assert sum(packed) < 0.55 * sum(full)  # but for masks of bools
 
 
 def kept_and_copied(module, call):
