@@ -54,7 +54,7 @@ def _recorded(backend: Backend, call: Call, flat: tuple[Tensor | None, ...]) -> 
 def _with_axes(backend: Backend, call: Call) -> Result:
     """A single step as a sequence of one."""
     full = call._replace(x=call.x.unsqueeze(0), states=tuple([a.unsqueeze(0) for a in call.states]))
-    finals = tuple([a.squeeze(0) for a in recurrence(backend, full).finals])
+    finals = tuple([a.squeeze_(0) for a in recurrence(backend, full).finals])  # no views, which FSDP2 warns of
     return Result(finals[0], finals)
 
 
