@@ -82,8 +82,11 @@ class RecurrentCell(nn.RNNCellBase):
             finals = recurrence(engine, Call(self._cell(), x, states, tuple(weights), FORWARD)).finals
         else:
             finals = empty(problem, 1)[1]
-        if query.dtype is not input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
-            finals = tuple([a.to(input.dtype) for a in finals])
+        carried = input if hx is None else hx if len(finals) == 1 else hx[1]
+        if carried.dtype is not query.dtype and self._gates > 1:
+            # Autocast. As in torch.nn, LSTM and GRU add to the state that they are given, and so keep its
+            # dtype (of none, the input's); the RNN's new state is the sum of two products in autocast's.
+            finals = tuple([a.to(carried.dtype) for a in finals])
         return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])
 
 
