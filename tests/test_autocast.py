@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import KINDS, B, H, I, P, T, both, leaves, random_states
+from support import KINDS, B, H, I, P, T, both, leaves, random_states, usable_backends
 from tolerances import AUTOCAST
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fastrnn
 
 DTYPES = (torch.bfloat16, torch.float16)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = [*(f"cpu {name}" for name in usable_backends()), pytest.param("cuda auto", marks=NEEDS_GPU)]
 LENGTHS = (3, T, 1, 5, 4)
 OPTIONS = [
     {},
@@ -26,7 +27,15 @@ OPTIONS = [
 ]
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 
-pytestmark = [pytest.mark.parametrize("dtype", DTYPES, ids=str), pytest.mark.parametrize("device", DEVICES)]
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """A device, and one of its backends asked for by name."""
+    name, backend = request.param.split()
+    with fastrnn.backend(backend):
+        yield name
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -259,10 +268,8 @@ def test_a_cast_of_the_module_needs_no_autocast(device, dtype):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_what_torch_does_on_the_cpu(device, dtype):
+def test_what_torch_does_on_the_cpu(dtype):
     """Not what Linear does: the GRU stays in fp32, so does a packed LSTM, and one of fp16 may not run at all."""
-    if device != "cpu":
-        pytest.skip("about the CPU")
     x = torch.randn(T, B, I)
     packed = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
     with torch.autocast("cpu", dtype):
