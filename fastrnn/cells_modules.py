@@ -13,6 +13,7 @@ from fastrnn.backends.base import Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
 from fastrnn.recurrence import recurrence
+from fastrnn.scripting import refuse_scripting
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -23,6 +24,7 @@ class RecurrentCell(nn.RNNCellBase):
     backend: str = "auto"
     _gates = 0
     _cell_name = ""
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
@@ -20,6 +21,7 @@ from fastrnn.backends.base import Backend, Call, Query, Weights
 from fastrnn.cells import Cell
 from fastrnn.packing import Packing
 from fastrnn.recurrence import recurrence
+from fastrnn.scripting import check_traceable
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
 States = tuple[Tensor, ...]
@@ -77,6 +79,8 @@ def prepare(
     resets: Any,
 ) -> Problem:
     """Check everything, and bring it into the layout of `Problem`."""
+    if is_tracing():  # type: ignore[no-untyped-call]
+        check_traceable(input, lengths, resets)
     packed = input if isinstance(input, PackedSequence) else None
     x: Tensor = input.data if packed is not None else input  # type: ignore[assignment]
     first, streams = weights[0], len(reverse)

@@ -16,6 +16,7 @@ from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
+from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_sizes
 
 
@@ -28,6 +29,7 @@ class Recurrent(nn.RNNBase):
     """
 
     backend: str = "auto"
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

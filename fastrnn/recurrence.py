@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from fastrnn import scripting
 from fastrnn.backends.base import Backend, Call, Result, Weights
 from fastrnn.backends.reference import Reference
 from fastrnn.cells import Cell
@@ -28,6 +29,8 @@ _tracing = torch._C._get_tracing_state
 
 def recurrence(backend: Backend, call: Call) -> Result:
     """Run `call` on `backend`, recording it for autograd when a gradient may be asked for."""
+    if _tracing() is not None:
+        return scripting.forward(call)
     if backend.differentiable:
         return _with_axes(backend, call) if call.single_step else backend.forward(call, save=False)
     flat = (call.x, *call.states, *[w for stream in call.weights for w in stream])
@@ -63,7 +66,7 @@ def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
     Backends take addresses. What torch.func, forward-mode differentiation, tracing and dispatch modes do
     to tensors they would not see, so such calls run on the reference, which is made of PyTorch operations.
     """
-    if _functorch() is not None or forward_ad._current_level >= 0 or _dispatch_modes() or _tracing() is not None:
+    if _functorch() is not None or forward_ad._current_level >= 0 or _dispatch_modes():
         return False
     for a in tensors:
         kind = type(a)
