@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,9 @@ class RNNCell(RecurrentCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(input, hx)[0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class LSTMCell(RecurrentCell):
     """One step of the LSTM, as torch.nn.LSTMCell: input (B, I) or (I,), hx (h, c) each (B, H) or (H,), to (h', c').
@@ -138,6 +141,9 @@ class LSTMCell(RecurrentCell):
         h, c = self._step(input, hx)
         return h, c
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class GRUCell(RecurrentCell):
     """One step of the GRU, as torch.nn.GRUCell: input (B, I) or (I,), hx (B, H) or (H,), to h'.
@@ -150,3 +156,6 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(input, hx)[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
-from fastrnn.layers import BOTH, FORWARD, run
+from fastrnn.layers import BOTH, FORWARD, Batch, run
 
 __all__ = ["Weights", "gru", "lstm", "rnn"]
 
 
 def lstm(
-    input: Tensor | PackedSequence,
+    input: Batch,
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Weights],
     *,
@@ -30,7 +29,7 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+) -> tuple[Batch, tuple[Tensor, Tensor]]:
     """Long short-term memory over a sequence.
 
     Args:
@@ -64,7 +63,7 @@ def lstm(
 
 
 def gru(
-    input: Tensor | PackedSequence,
+    input: Batch,
     hx: Tensor | None,
     weights: Sequence[Weights],
     *,
@@ -75,7 +74,7 @@ def gru(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Batch, Tensor]:
     """Gated recurrent unit over a sequence: hx is h_0 (L*S, B, H), w_ih has 3H rows; otherwise as `lstm`."""
     reverse, rate = _options(weights, bidirectional, dropout, training)
     y, states = run(CELLS["gru"], input, hx, weights, reverse, batch_first, rate, lengths, resets, backend)
@@ -83,7 +82,7 @@ def gru(
 
 
 def rnn(
-    input: Tensor | PackedSequence,
+    input: Batch,
     hx: Tensor | None,
     weights: Sequence[Weights],
     *,
@@ -95,7 +94,7 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[Batch, Tensor]:
     """Elman network over a sequence, "tanh" or "relu": hx is h_0 (L*S, B, H), w_ih has H rows; otherwise as `lstm`."""
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")

@@ -7,7 +7,7 @@ size (H, or proj_size), L layers, S directions (1 or 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fastrnn.scripting import check_traceable
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
 States = tuple[Tensor, ...]
+Batch = TypeVar("Batch", Tensor, PackedSequence)  # what goes in comes out
 
 
 class Problem(NamedTuple):

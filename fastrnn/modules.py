@@ -6,16 +6,16 @@ takes `backend=`. An empty batch or sequence gives an empty result.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
-from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
+from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
 from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_sizes
 
@@ -166,15 +166,18 @@ class RNN(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[Batch, Tensor]:
         """(output, h_n); shapes as in torch.nn.RNN, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, states = self._run(input, hx, lengths, resets)
         return y, states[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class LSTM(Recurrent):
@@ -219,15 +222,18 @@ class LSTM(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+    ) -> tuple[Batch, tuple[Tensor, Tensor]]:
         """(output, (h_n, c_n)); shapes as in torch.nn.LSTM, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, states = self._run(input, hx, lengths, resets)
         return y, states  # type: ignore[return-value]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class GRU(Recurrent):
@@ -268,12 +274,15 @@ class GRU(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[Batch, Tensor]:
         """(output, h_n); shapes as in torch.nn.GRU, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, states = self._run(input, hx, lengths, resets)
         return y, states[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward
