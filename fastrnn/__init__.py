@@ -1,6 +1,6 @@
 """fastrnn: recurrent layers in the place of torch.nn's, with the same numbers sooner."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastrnn import functional
 from fastrnn.backends import backend
@@ -25,10 +25,13 @@ __all__ = [
     "replace",
 ]
 
+__version__: str
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # to which any name would exist
 
-        return version("fastrnn")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("fastrnn")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

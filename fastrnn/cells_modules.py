@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from fastrnn.backends.base import Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
 from fastrnn.recurrence import recurrence
+from fastrnn.scripting import refuse_scripting
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -23,6 +24,7 @@ class RecurrentCell(nn.RNNCellBase):
     backend: str = "auto"
     _gates = 0
     _cell_name = ""
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -82,8 +84,11 @@ class RecurrentCell(nn.RNNCellBase):
         else:
             full = problem._replace(states=tuple([a.unsqueeze(0) for a in states]))
             finals = tuple([a.squeeze(0) for a in empty(self._cell(), full, 1)[1]])
-        if query.dtype is not input.dtype:  # autocast; a state that is carried on keeps its dtype, as in torch.nn
-            finals = tuple([a.to(input.dtype) for a in finals])
+        carried = input if hx is None else hx if len(finals) == 1 else hx[1]
+        if carried.dtype is not query.dtype and self._gates > 1:
+            # Autocast. As in torch.nn, LSTM and GRU add to the state that they are given, and so keep its
+            # dtype (of none, the input's); the RNN's new state is the sum of two products in autocast's.
+            finals = tuple([a.to(carried.dtype) for a in finals])
         return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])
 
 
@@ -119,6 +124,9 @@ class RNNCell(RecurrentCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(input, hx)[0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class LSTMCell(RecurrentCell):
     """One step of the LSTM, as torch.nn.LSTMCell: input (B, I) or (I,), hx (h, c) each (B, H) or (H,), to (h', c').
@@ -133,6 +141,9 @@ class LSTMCell(RecurrentCell):
         h, c = self._step(input, hx)
         return h, c
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class GRUCell(RecurrentCell):
     """One step of the GRU, as torch.nn.GRUCell: input (B, I) or (I,), hx (B, H) or (H,), to h'.
@@ -145,3 +156,6 @@ class GRUCell(RecurrentCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         return self._step(input, hx)[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -7,21 +7,38 @@ L layers, S directions (1 or 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
-from fastrnn.layers import BOTH, FORWARD, run
+from fastrnn.layers import BOTH, FORWARD, Batch, run
 from fastrnn.validation import check_save
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastrnn.typed import Options, RnnOptions
 
 __all__ = ["Weights", "gru", "lstm", "rnn"]
 
 
+@overload
 def lstm(
-    input: Tensor | PackedSequence,
+    input: Batch, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[Options]
+) -> tuple[Batch, tuple[Tensor, Tensor], tuple[Tensor, ...]]: ...
+@overload
+def lstm(
+    input: Batch,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[False] = False,
+    **options: Unpack[Options],
+) -> tuple[Batch, tuple[Tensor, Tensor]]: ...
+def lstm(
+    input: Batch,
     hx: tuple[Tensor, Tensor] | None,
     weights: Sequence[Weights],
     *,
@@ -69,8 +86,21 @@ def lstm(
     return (y, (h_n, c_n), states) if return_states else (y, (h_n, c_n))
 
 
+@overload
 def gru(
-    input: Tensor | PackedSequence,
+    input: Batch, hx: Tensor | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[Options]
+) -> tuple[Batch, Tensor, tuple[Tensor, ...]]: ...
+@overload
+def gru(
+    input: Batch,
+    hx: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[False] = False,
+    **options: Unpack[Options],
+) -> tuple[Batch, Tensor]: ...
+def gru(
+    input: Batch,
     hx: Tensor | None,
     weights: Sequence[Weights],
     *,
@@ -92,8 +122,21 @@ def gru(
     return (y, finals[0], states) if return_states else (y, finals[0])
 
 
+@overload
 def rnn(
-    input: Tensor | PackedSequence,
+    input: Batch, hx: Tensor | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[RnnOptions]
+) -> tuple[Batch, Tensor, tuple[Tensor, ...]]: ...
+@overload
+def rnn(
+    input: Batch,
+    hx: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[False] = False,
+    **options: Unpack[RnnOptions],
+) -> tuple[Batch, Tensor]: ...
+def rnn(
+    input: Batch,
     hx: Tensor | None,
     weights: Sequence[Weights],
     *,

@@ -17,6 +17,7 @@ from typing import Any
 _EXTRAS = {
     "train": (("lightning", "jsonargparse", "tokenizers"), "`fastrnn train` needs it"),
     "plot": (("matplotlib",), "plots of benchmarks need it"),
+    "privacy": (("opacus",), "`fastrnn.opacus` needs it"),
 }
 _NOT_BUILT = (
     "it is not part of this installation: no C++ compiler or no Python headers were found when fastrnn was installed, "

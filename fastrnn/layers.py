@@ -7,7 +7,7 @@ size (H, or proj_size), L layers, S directions (1 or 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
 from fastrnn.cells import Cell
-from fastrnn.ordinary import ordinary
+from fastrnn.ordinary import ordinary, traced
 from fastrnn.packing import Packing
 from fastrnn.recurrence import recurrence
+from fastrnn.scripting import check_traceable
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
 States = tuple[Tensor, ...]
+Batch = TypeVar("Batch", Tensor, PackedSequence)  # what goes in comes out
 
 
 class Problem(NamedTuple):
@@ -86,6 +88,8 @@ def prepare(
     return_states: bool = False,
 ) -> Problem:
     """Check everything, and bring it into the layout of `Problem`."""
+    if traced():
+        check_traceable(input, lengths, resets)
     packed = input if isinstance(input, PackedSequence) else None
     x: Tensor = input.data if packed is not None else input  # type: ignore[assignment]
     if autocasts(x):

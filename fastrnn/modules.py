@@ -6,17 +6,21 @@ takes `backend=`. An empty batch or sequence gives an empty result.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
-from fastrnn.layers import BOTH, FORWARD, Problem, prepare, run
+from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
+from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_save, check_sizes
+
+if TYPE_CHECKING:
+    from fastrnn.typed import Layer
 
 
 class Recurrent(nn.RNNBase):
@@ -29,6 +33,7 @@ class Recurrent(nn.RNNBase):
 
     backend: str = "auto"
     save: str = "gates"
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -174,16 +179,19 @@ class RNN(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         return_states: bool = False,
     ) -> Any:
         """(output, h_n); shapes as in torch.nn.RNN, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, finals, states = self._run(input, hx, lengths, resets, return_states)
         return (y, finals[0], states) if return_states else (y, finals[0])
+
+    if TYPE_CHECKING:
+        __call__: Layer[Tensor]
 
 
 class LSTM(Recurrent):
@@ -230,16 +238,19 @@ class LSTM(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         return_states: bool = False,
     ) -> Any:
         """(output, (h_n, c_n)); shapes as in torch.nn.LSTM, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, finals, states = self._run(input, hx, lengths, resets, return_states)
         return (y, finals, states) if return_states else (y, finals)
+
+    if TYPE_CHECKING:
+        __call__: Layer[tuple[Tensor, Tensor]]
 
 
 class GRU(Recurrent):
@@ -282,13 +293,16 @@ class GRU(Recurrent):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Batch,
         hx: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
         return_states: bool = False,
     ) -> Any:
         """(output, h_n); shapes as in torch.nn.GRU, `lengths` and `resets` as in `fastrnn.functional.lstm`."""
         y, finals, states = self._run(input, hx, lengths, resets, return_states)
         return (y, finals[0], states) if return_states else (y, finals[0])
+
+    if TYPE_CHECKING:
+        __call__: Layer[Tensor]

@@ -23,14 +23,19 @@ def transformed() -> bool:
     return _functorch() is not None
 
 
-def recorded() -> bool:
-    """Does forward-mode differentiation or torch.jit.trace look on?"""
-    return forward_ad._current_level >= 0 or _tracing() is not None
+def traced() -> bool:
+    """Is torch.jit.trace at work?"""
+    return _tracing() is not None
+
+
+def dual() -> bool:
+    """Is forward-mode differentiation at work?"""
+    return forward_ad._current_level >= 0
 
 
 def watched() -> bool:
     """Must somebody see operations, where a backend would take addresses and change memory?"""
-    return is_compiling() or transformed() or recorded() or _dispatch_modes() > 0
+    return is_compiling() or transformed() or dual() or traced() or _dispatch_modes() > 0
 
 
 def plain(tensors: Iterable[Tensor | None]) -> bool:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastrnn import differentiable, gradients, ops, transforms
+from fastrnn import differentiable, gradients, ops, scripting, transforms
 from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
 from fastrnn.backends.reference import REFERENCE
-from fastrnn.ordinary import faked, ordinary, plain, recorded, transformed
+from fastrnn.ordinary import dual, faked, ordinary, plain, traced, transformed
 from fastrnn.transforms import Meta
 
 _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
@@ -37,6 +37,8 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
         if transformed():  # torch.func within torch.compile
             return differentiable.run(REFERENCE, call, trail)
         return ops.run(backend, call, save, trail)
+    if traced():
+        return scripting.forward(call)
     if backend.differentiable:
         return differentiable.run(backend, call, trail)
     if call.single_step and not backend.takes_single_steps:
@@ -63,7 +65,7 @@ def _out_of_the_ordinary(
     if transformed():
         if transforms.applicable():
             return transforms.run(backend, call, save, trail)
-    elif not recorded() and (faked(flat) or plain(flat)):
+    elif not dual() and (faked(flat) or plain(flat)):
         return ops.run(backend, call, save, trail)
     return differentiable.run(REFERENCE, call, trail)
 

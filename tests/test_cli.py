@@ -16,6 +16,7 @@ pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from fastrnn.cli import main, presets
 from fastrnn.text import LmConfig
+from fastrnn.text.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"{i}: the quick brown fox jumps over the lazy dog, {i * 7 % 13} times.\n" for i in range(60))
@@ -81,7 +82,15 @@ def test_config_file_preset_and_options_in_order(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name):
-    LmConfig(**yaml.safe_load((ROOT / "fastrnn" / "text" / "configs" / f"{name}.yaml").read_text()))
+    """Each value of the file passes the configuration's checks and arrives; another name or value would not."""
+    values = yaml.safe_load((ROOT / "fastrnn" / "text" / "configs" / f"{name}.yaml").read_text())
+    config = LmConfig(**values)
+    assert values
+    assert {key: getattr(config, key) for key in values} == values
+    assert config != LmConfig(), "a preset that presets nothing"
+    for wrong in ({"hiden_size": 3}, {"dropout": 2.0}):
+        with pytest.raises((TypeError, UserError)):
+            LmConfig(**{**values, **wrong})
 
 
 BAD = [

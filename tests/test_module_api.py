@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -82,9 +83,21 @@ def test_all_weights_and_flat_weights(name):
     assert ours._flat_weights[1] is ours.weight_hh_l0
 
 
-def test_dropout_on_one_layer_warns():
-    with pytest.warns(UserWarning, match="num_layers greater than 1"):
-        fastrnn.LSTM(I, H, dropout=0.5)
+@pytest.mark.parametrize("name", LAYERS)
+def test_dropout_on_one_layer_warns(name):
+    """As torch.nn does, in the same words; it has no effect, and on two layers there is no warning."""
+    messages = []
+    for library in (nn, fastrnn):
+        with pytest.warns(UserWarning, match="num_layers greater than 1") as warned:
+            module = getattr(library, name)(I, H, dropout=0.5)
+        messages.append([str(w.message) for w in warned])
+    assert messages[0] == messages[1]
+    x = torch.randn(T, B, I)
+    assert torch.equal(module(x)[0], module.eval()(x)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = getattr(fastrnn, name)(I, H, 2, dropout=0.5)
+    assert not torch.equal(module(x)[0], module.eval()(x)[0])
 
 
 @pytest.mark.parametrize(("name", "options"), all_pairs(), ids=str)

@@ -19,8 +19,15 @@ class Reference(Backend):
         return None
 
     def forward(self, call: Call, save: str) -> Result:
+        kind = call.x.device.type
+        if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(kind):
+            with torch.autocast(kind, enabled=False):  # the call has been cast; products are summed in fp32
+                return self._run(call, save)
+        return self._run(call, save)
+
+    def _run(self, call: Call, save: str) -> Result:
         if call.x.dtype in (torch.float16, torch.bfloat16):
-            return _narrow(self.forward(_widen(call), save), call.x.dtype)
+            return _narrow(self._run(_widen(call), save), call.x.dtype)
         call = call._replace(states=call.initial())
         outs = [_stream(call, s) for s in range(len(call.weights))]
         y = torch.cat([o[0] for o in outs], -1)
