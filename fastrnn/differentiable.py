@@ -1,6 +1,8 @@
-"""The op made of PyTorch operations: for autograd's second derivatives, forward mode, and whoever must see operations."""
+"""The op made of PyTorch operations: for second derivatives, forward mode, and whoever must see operations."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ def backward(
     step), the final states and the trail.
     """
     with torch.enable_grad():
-        own = tuple([a if a is None or not need else a.view_as(a) for a, need in zip(flat, needed, strict=True)])
+        own: Any = tuple([a if a is None or not need else a.view_as(a) for a, need in zip(flat, needed, strict=True)])
         if not create_graph:
             own = tuple(
                 [a if a is None or not n else a.detach().requires_grad_() for a, n in zip(own, needed, strict=True)]

@@ -26,7 +26,12 @@ __all__ = ["Weights", "gru", "lstm", "rnn"]
 
 @overload
 def lstm(
-    input: Batch, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[Options]
+    input: Batch,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[True],
+    **options: Unpack[Options],
 ) -> tuple[Batch, tuple[Tensor, Tensor], tuple[Tensor, ...]]: ...
 @overload
 def lstm(
@@ -88,7 +93,12 @@ def lstm(
 
 @overload
 def gru(
-    input: Batch, hx: Tensor | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[Options]
+    input: Batch,
+    hx: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[True],
+    **options: Unpack[Options],
 ) -> tuple[Batch, Tensor, tuple[Tensor, ...]]: ...
 @overload
 def gru(
@@ -124,7 +134,12 @@ def gru(
 
 @overload
 def rnn(
-    input: Batch, hx: Tensor | None, weights: Sequence[Weights], *, return_states: Literal[True], **options: Unpack[RnnOptions]
+    input: Batch,
+    hx: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    return_states: Literal[True],
+    **options: Unpack[RnnOptions],
 ) -> tuple[Batch, Tensor, tuple[Tensor, ...]]: ...
 @overload
 def rnn(

@@ -111,12 +111,17 @@ def of_each_sample(
     if packing is not None:
         dx = None if dx is None else packing.unpack(dx)
         dstates = packing.unsort(dstates, douts[1:first])
-        unpacked = [
-            None if a is None else torch.stack([packing.unpack(b).flatten(0, 1) for b in a])
-            for a in (raw.dgates, raw.dh, raw.m)
-        ]
-        raw = raw._replace(dgates=unpacked[0], dh=unpacked[1], m=unpacked[2])
+        raw = raw._replace(
+            dgates=_unpacked(packing, raw.dgates),
+            dh=None if raw.dh is None else _unpacked(packing, raw.dh),
+            m=None if raw.m is None else _unpacked(packing, raw.m),
+        )
     return [dx, *dstates, *_weight_gradients_of_each(call, raw, y, needed[first:], n)]
+
+
+def _unpacked(packing: Packing, rows: Tensor) -> Tensor:
+    """(S, N, k) to (S, T * B, k)."""
+    return torch.stack([packing.unpack(a).flatten(0, 1) for a in rows])
 
 
 def _weight_gradients_of_each(
@@ -183,7 +188,7 @@ def recompute(call: Call, saved: Saved, y: Tensor) -> Saved:
     for s, w in enumerate(call.weights):
         b_ih, b_hh = [None if b is None else b.to(kind) for b in (w.b_ih, w.b_hh)]
         h = _whole(previous(call, s, _of_stream(y, s, call.out), initial[0][s])).to(kind)
-        states = (h,)
+        states: tuple[Tensor, ...] = (h,)
         if saved.c is not None:
             states = (h, _whole(previous(call, s, saved.c[s], initial[1][s].to(kind))))
         xg = linear(x, w.w_ih.to(kind), b_ih).chunk(cell.gates, -1)

@@ -38,7 +38,7 @@ class _Layers(modules.Recurrent):
         reverse = BOTH if self.bidirectional else FORWARD
         first = layer.shape[1] * len(reverse)
         hx = tuple(a.transpose(0, 1) for a in states)
-        y, finals = run(
+        y, finals, _ = run(
             CELLS[self.mode.lower()],
             x,
             (hx if len(hx) > 1 else hx[0]) if hx else None,

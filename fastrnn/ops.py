@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastrnn import differentiable, gradients, packing
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, Weights, flatten, unflatten
+from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, Weights, flatten
 from fastrnn.cells import CELLS
 from fastrnn.validation import check_batch_sizes, check_length_range
 
@@ -29,7 +29,7 @@ _CALL = (
     "str cell, str backend, Tensor x, Tensor[] states, Tensor[] weights, bool[] reverse, "
     "Tensor? lengths, Tensor? batch_sizes, Tensor? resets"
 )
-_LIBRARY = torch.library.Library("fastrnn", "DEF")
+_LIBRARY: Any = torch.library.Library("fastrnn", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     f"forward({_CALL}, str save, bool trail) -> (Tensor y, Tensor[] finals, Tensor[] saved, Tensor[] trail)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
@@ -83,8 +83,8 @@ def _call(
     streams = []
     for s in range(len(reverse)):
         own: list[Any] = list(weights[s * per : (s + 1) * per])
-        bias = own[2:4] if per >= 4 else [None, None]
-        streams.append(Weights(own[0], own[1], *bias, own[-1] if per % 2 else None))
+        b_ih, b_hh = own[2:4] if per >= 4 else (None, None)
+        streams.append(Weights(own[0], own[1], b_ih, b_hh, own[-1] if per % 2 else None))
     return Call(CELLS[cell], x, tuple(states), tuple(streams), tuple(reverse), lengths, batch_sizes, resets)
 
 
@@ -99,9 +99,7 @@ def _saved_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _forward(
-    cell: str, backend: str, x: Tensor, *rest: Any
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+def _forward(cell: str, backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     *fields, save, trail = rest
     call, engine = _call(cell, x, *fields), BACKENDS[backend]
     if call.lengths is not None:
@@ -193,16 +191,15 @@ def _backward_fake(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tenso
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    cell, backend, x, states, weights, reverse, lengths, batch_sizes, resets, save, _ = inputs
-    y, finals, saved, trail = output
-    ctx.kind = (cell, backend, list(reverse), len(states), len(weights), len(finals), len(saved))
-    # torch.nn's GRU and RNN allow to edit their output in place.
+    cell, backend, x, states, weights, reverse, lengths, batch_sizes, resets, _, _ = inputs
+    y, finals, saved, _ = output
+    ctx.kind = (cell, backend, list(reverse), len(states), len(weights), len(finals))
     ctx.save_for_backward(x, *states, *weights, lengths, batch_sizes, resets, y, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _derivative(ctx: Any, dy: Tensor | None, dfinals: Any, dsaved: Any, dtrail: Any) -> tuple[Any, ...]:
-    cell, backend, reverse, n_states, n_weights, n_finals, n_saved = ctx.kind
+    cell, backend, reverse, n_states, n_weights, n_finals = ctx.kind
     x, *rest = ctx.saved_tensors
     states, rest = rest[:n_states], rest[n_states:]
     weights, rest = rest[:n_weights], rest[n_weights:]

@@ -17,7 +17,7 @@ _tracing = torch._C._get_tracing_state
 _PLAIN = {Tensor, Parameter, type(None)}
 
 
-@torch.compiler.assume_constant_result  # while torch.compile traces a call it is in the same transformations
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # while torch.compile traces a call it is in the same transformations
 def transformed() -> bool:
     """Is one of torch.func's transformations active?"""
     return _functorch() is not None
@@ -42,10 +42,7 @@ def plain(tensors: Iterable[Tensor | None]) -> bool:
     """Are they of torch's own types, and their values those that lie in memory?"""
     if not _PLAIN.issuperset(map(type, tensors)):
         return False
-    for a in tensors:
-        if type(a) is Tensor and (a.is_neg() or a._is_zerotensor() or _batched(a)):
-            return False
-    return True
+    return not [a for a in tensors if type(a) is Tensor and (a.is_neg() or a._is_zerotensor() or _batched(a))]
 
 
 def ordinary(tensors: tuple[Tensor | None, ...]) -> bool:

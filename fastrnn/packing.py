@@ -15,9 +15,6 @@ from torch import Tensor
 from fastrnn.backends.base import Backend, Call, Result, Saved
 
 
-
-
-
 class Packing(NamedTuple):
     """How the rows of a padded (T, B) batch lie in its packed form."""
 
@@ -139,7 +136,7 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
 
 
 def run(backend: Backend, call: Call, save: str) -> Result:
-    """Forward, in the form of ragged batches that `backend` takes. y is in the call's form, `saved` is the backend's."""
+    """Forward, in the form that `backend` takes ragged batches in; y is in the call's form, `saved` in its own."""
     if call.batch_sizes is not None and backend.ragged_layout == "padded":
         return _pad_and_run(backend, call, save)
     if call.lengths is None or backend.ragged_layout == "padded":

@@ -72,7 +72,7 @@ class _Forward(torch.autograd.Function):
     def forward(meta: Meta, *tensors: Any) -> Any:
         call = meta.call(tensors[:_MASKS], tensors[_MASKS:])
         y, finals, saved = packing.run(meta.backend, call, meta.save or (STATES if meta.trail else NOTHING))
-        trail = ()
+        trail: tuple[Tensor, ...] = ()
         if meta.trail and saved.c is not None:
             c = saved.c
             if call.lengths is not None and meta.backend.ragged_layout == "packed":
@@ -179,9 +179,7 @@ class _Backward(torch.autograd.Function):
         axes = [1] * (1 + meta.cell.states) + [2]
         call = meta.call(folded[:_MASKS], (*folded[_MASKS:], *flat[1 + meta.states :]))
         douts = tuple([_fold(n, a, d, at) for a, d, at in zip(douts, dout_dims, axes, strict=False)])
-        grads = gradients.of_each_sample(
-            meta.backend, call, saved, _fold(n, y, y_dim, 1), douts, shape.needed, n
-        )
+        grads = gradients.of_each_sample(meta.backend, call, saved, _fold(n, y, y_dim, 1), douts, shape.needed, n)
         out = [_unfold(n, g, 1) if k < 1 + meta.states else g for k, g in enumerate(grads)]
         where = [1 if k < 1 + meta.states else 0 for k in range(len(grads))]
         kept = [(g, at) for g, at, need in zip(out, where, shape.needed, strict=True) if need]
@@ -201,7 +199,7 @@ def _foldable(tensors: Any, dims: Any, data: int, flat: int) -> bool:
     return mapped and tensors[1] is None and all(d is None for d in dims[data : _MASKS + flat])
 
 
-def _fold(n: int, a: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+def _fold(n: int, a: Any, dim: int | None, at: int) -> Any:
     """The mapped axis `dim`, n long, and the batch axis `at` as one axis."""
     if a is None:
         return None
@@ -210,7 +208,7 @@ def _fold(n: int, a: Tensor | None, dim: int | None, at: int) -> Tensor | None:
 
 
 def _unfold(n: int, a: Tensor | None, at: int | None) -> Tensor | None:
-    return a if a is None or at is None else a.unflatten(at, (n, -1))
+    return a if a is None or at is None else a.view(*a.shape[:at], n, -1, *a.shape[at + 1 :])
 
 
 def _take(i: int, tensors: Any, dims: Any) -> list[Any]:

@@ -57,15 +57,15 @@ REVEALED = {
 }
 # line: the code of mypy's error
 REFUSED = {
-    "lstm(x, h)": "arg-type",
-    "gru(x, (h, h))": "arg-type",
-    "rnn([1.0])": "type-var",
-    "lstm(x, lenghts=mask)": "call-arg",
-    "lstm(x, resets=[True])": "arg-type",
+    "lstm(x, h)": "call-overload",
+    "gru(x, (h, h))": "call-overload",
+    "rnn([1.0])": "call-overload",
+    "lstm(x, lenghts=mask)": "call-overload",
+    "lstm(x, resets=[True])": "call-overload",
     "fastrnn.LSTM('3', 4)": "arg-type",
     "fastrnn.GRU(3, 4, nonlinearity='relu')": "call-arg",
     "fastrnn.GRUCell(3, 4)(x, (h, h))": "arg-type",
-    "fastrnn.functional.lstm(x, None, [(x, x)])": "list-item",
+    "fastrnn.functional.lstm(x, None, [(x, x)])": "call-overload",
     "fastrnn.backend(3)": "arg-type",
     "fastrnn.explain(nn.LSTM(3, 4), x)": "arg-type",
     "fastrnn.Lstm": "attr-defined",

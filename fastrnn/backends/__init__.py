@@ -73,7 +73,7 @@ def choose(query: Query, requested: str = "auto") -> Choice:
     return _choose(query, requested if requested != "auto" else _requested.get())
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _name_of(name: str, *query: Any) -> str:
     return _choose(Query(*query), name).backend.name
 

@@ -92,13 +92,14 @@ class Cpu(Backend):
         gates: bool = False,
     ) -> Gradients:
         tape, c, m = saved
+        assert tape is not None or not call.cell.tape
         cell, streams, x = call.cell, len(call.weights), call.x
         hidden, out = call.hidden, call.out
         rows = y.numel() // (streams * out)
         head, weights, _keep = _describe(call, hidden, out)
         # Each step reads its part of the tape before it writes its gradients: one buffer can hold both.
-        reuse = last and cell.tape == cell.dgates and tape.dtype is y.dtype
-        dgates = tape if reuse else y.new_empty(streams, rows, cell.dgates * hidden)
+        reuse = last and tape is not None and cell.tape == cell.dgates and tape.dtype is y.dtype
+        dgates = tape if reuse and tape is not None else y.new_empty(streams, rows, cell.dgates * hidden)
         shapes = ((streams, call.batch, out), (streams, call.batch, hidden))[: cell.states]
         dstates = tuple([y.new_empty(shape) for shape in shapes])
         dh = None if m is None else y.new_empty(streams, rows, out)
