@@ -12,6 +12,7 @@ from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
+from fastrnn.quick import infer
 from fastrnn.recurrence import recurrence
 from fastrnn.scripting import refuse_scripting
 
@@ -75,7 +76,17 @@ class RecurrentCell(nn.RNNCellBase):
         query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad)
         return Problem(x, states, (w,), query)
 
+    def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:
+        """Names of the parameters, in the order of `Weights`."""
+        names = (*_NAMES[: 4 if self.bias else 2], *(None,) * (1 if self.bias else 3))
+        self.__dict__["_quick_names"] = (names,)
+        return (names,)
+
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
+        cell = self._cell()
+        outs = infer(self, cell.name, input, (hx,) if cell.states == 1 and hx is not None else hx, single=True)
+        if outs is not None:
+            return outs  # type: ignore[no-any-return]
         problem = self._prepare(input, hx)
         x, states, weights, query = problem[:4]
         if query.B:

@@ -16,6 +16,7 @@ from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
+from fastrnn.quick import infer
 from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_save, check_sizes
 
@@ -106,11 +107,26 @@ class Recurrent(nn.RNNBase):
             out.append(Weights._make(tensors))
         return out
 
+    def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:
+        """Names of the parameters of the first layer's streams, in the order of `Weights`."""
+        names = []
+        for own in self._all_weights[: 2 if self.bidirectional else 1]:
+            bias = own[2:4] if self.bias else (None, None)
+            names.append((*own[:2], *bias, own[-1] if self.proj_size else None))
+        self.__dict__["_quick_names"] = tuple(names)
+        return tuple(names)
+
     def _run(
         self, input: Any, hx: Any, lengths: Any, resets: Any, return_states: bool
     ) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        cell = CELLS[self.mode.lower()]
+        if self.num_layers == 1 and lengths is None and resets is None and not return_states:
+            states = (hx,) if cell.states == 1 and hx is not None else hx
+            outs = infer(self, cell.name, input, states, batch_first=self.batch_first)
+            if outs is not None:
+                return outs[0], outs[1:], ()
         return run(
-            CELLS[self.mode.lower()],
+            cell,
             input,
             hx,
             self._weights(),

@@ -121,8 +121,13 @@ std::vector<std::string> cells() {
 
 }  // namespace
 
+namespace fastrnn {
+void bind_quick(py::module_& module);  // quick.cpp
+}
+
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "fastrnn's CPU engine";
+  fastrnn::bind_quick(module);
   module.def("forward", &forward);
   module.def("backward", &backward);
   module.def("step", &step);

@@ -59,7 +59,12 @@ def backend(name: str) -> Iterator[None]:
         _requested_last = before
 
 
-def choose(query: Query, requested: str = "auto") -> Choice:
+def requested(name: str) -> str:
+    """The backend asked for by a module whose own is `name`, and by the context that it runs in."""
+    return name if name != "auto" else _requested.get()
+
+
+def choose(query: Query, backend: str = "auto") -> Choice:
     """The backend for `query`: the one asked for, or the first of auto's list that can run it.
 
     Raises:
@@ -67,10 +72,10 @@ def choose(query: Query, requested: str = "auto") -> Choice:
         RuntimeError: the backend asked for by name cannot run the call.
     """
     if is_compiling():  # sizes of x may be unknown there, so that no rule may depend on them
-        name = requested if requested != "auto" else _requested_last
+        name = backend if backend != "auto" else _requested_last
         fixed = (query.dtype, 1, 1, *query[5:])
         return Choice(BACKENDS[_name_of(name, query.cell, query.device, *fixed)], "chosen when compiled")
-    return _choose(query, requested if requested != "auto" else _requested.get())
+    return _choose(query, requested(backend))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

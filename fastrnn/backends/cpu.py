@@ -18,7 +18,7 @@ from torch import Tensor
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved, Weights
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_CELLS = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
+CODES = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
 
 
 _ZEROS = (None, None)  # initial states that are not there: the engine starts from zero
@@ -167,7 +167,7 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
     else:
         steps, batch = x.shape[:2]
     threads = torch.get_num_threads()
-    head = [steps, batch, x.shape[-1], hidden, out, threads, _CELLS[cell.name], _DTYPES[x.dtype], *pointers]
+    head = [steps, batch, x.shape[-1], hidden, out, threads, CODES[cell.name], _DTYPES[x.dtype], *pointers]
     streams: list[int] = []
     for w, backwards in zip(weights, reverse, strict=True):
         for a in w:

@@ -1,0 +1,187 @@
+// Inference of one layer on plain tensors, without ceremony: what `fastrnn.layers` and `fastrnn.backends.cpu`
+// do in Python for any call is here done in one go for the plainest, of which a step takes a few microseconds.
+// Whatever is not exactly as expected is left to them: the answer is then None, never an error.
+#include <pybind11/pybind11.h>
+
+#include "bindings/dlpack.h"
+#include "cells/list.h"
+#include "cpu/engine.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+constexpr int kStreams = 2, kFields = 5;  // w_ih, w_hh, b_ih, b_hh, w_hr
+
+struct CellSizes {
+  int gates, states;
+};
+
+#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates},
+constexpr CellSizes kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_SIZES)};
+#undef FASTRNN_SIZES
+
+const dlpack::ExchangeApi* api = nullptr;
+PyObject *tensor_type = nullptr, *parameter_type = nullptr;
+PyObject *name_new_empty = nullptr, *name_is_neg = nullptr;
+
+int dtype_of(const dlpack::Tensor& t) {
+  if (t.dtype.lanes != 1) return -1;
+  if (t.dtype.code == dlpack::kBFloat) return t.dtype.bits == 16 ? int(DType::BFloat16) : -1;
+  if (t.dtype.code != dlpack::kFloat) return -1;
+  return t.dtype.bits == 32   ? int(DType::Float32)
+         : t.dtype.bits == 64 ? int(DType::Float64)
+         : t.dtype.bits == 16 ? int(DType::Float16)
+                              : -1;
+}
+
+// One tensor, if it is contiguous memory of the CPU.
+struct Look {
+  dlpack::Tensor t;
+
+  bool operator()(PyObject* object) {
+    if (api->look(object, &t) != 0) {
+      PyErr_Clear();  // it is none that can be described so; the usual way says why
+      return false;
+    }
+    if (t.device_type != dlpack::kCpu || !t.data) return false;
+    int64_t expected = 1;
+    for (int i = t.ndim - 1; t.strides && i >= 0; --i) {
+      if (t.shape[i] == 0 || (t.shape[i] != 1 && t.strides[i] != expected)) return false;
+      expected *= t.shape[i];
+    }
+    return true;
+  }
+  bool has_shape(int64_t a, int64_t b) const { return t.ndim == 2 && t.shape[0] == a && t.shape[1] == b; }
+  bool has_shape(int64_t a, int64_t b, int64_t c) const {
+    return t.ndim == 3 && t.shape[0] == a && t.shape[1] == b && t.shape[2] == c;
+  }
+  const void* data() const { return static_cast<const char*>(t.data) + t.byte_offset; }
+};
+
+// x or a state: of torch's own type, and no view that negates what lies in memory.
+bool plain(PyObject* object, Look& look) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor_type) return false;
+  PyObject* negative = PyObject_CallMethodNoArgs(object, name_is_neg);
+  const bool ok = negative == Py_False && look(object);
+  if (!negative) PyErr_Clear();
+  Py_XDECREF(negative);
+  return ok;
+}
+
+// A new tensor (lead, B, width), or (B, width) of a single step.
+PyObject* new_empty(PyObject* like, bool single, int64_t lead, int64_t B, int64_t width) {
+  const py::int_ sizes[3] = {lead, B, width};
+  PyObject* arguments[4] = {like, sizes[single].ptr(), sizes[single ? 2 : 1].ptr(), sizes[2].ptr()};
+  PyObject* made = PyObject_VectorcallMethod(name_new_empty, arguments, size_t(single ? 3 : 4), nullptr);
+  if (!made) throw py::error_already_set();
+  return made;
+}
+
+struct Layer {
+  StreamWeights weights[kStreams];
+  uint8_t reverse[kStreams] = {0, 1};
+  int64_t rows = 0, inputs = 0, outputs = 0;
+  int dtype = -1, streams = 0;
+
+  // The parameters of all streams, by name from a module's dictionary; false if one is not as the others want it.
+  bool read(PyObject* parameters, PyObject* names, int gates) {
+    streams = int(PyTuple_GET_SIZE(names));
+    for (int s = 0; s < streams; ++s) {
+      const void* found[kFields] = {};
+      PyObject* own = PyTuple_GET_ITEM(names, s);
+      for (int k = 0; k < kFields; ++k) {
+        PyObject* name = PyTuple_GET_ITEM(own, k);
+        if (name == Py_None) continue;
+        PyObject* parameter = PyDict_GetItem(parameters, name);
+        if (!parameter || reinterpret_cast<PyObject*>(Py_TYPE(parameter)) != parameter_type) return false;
+        Look look;
+        if (!look(parameter) || !fits(look, s, k, gates)) return false;
+        found[k] = look.data();
+      }
+      weights[s] = {found[0], found[1], found[2], found[3], found[4]};
+      if (!found[4] && rows != outputs * gates) return false;
+    }
+    return true;
+  }
+
+  bool fits(const Look& look, int s, int k, int gates) {
+    const int64_t* n = look.t.shape;
+    if (s == 0 && k < 2) {
+      if (look.t.ndim != 2) return false;
+      if (k == 0) rows = n[0], inputs = n[1], dtype = dtype_of(look.t);
+      if (k == 1) outputs = n[1];
+    }
+    if (dtype < 0 || dtype_of(look.t) != dtype || rows % gates) return false;
+    if (k == 0) return look.has_shape(rows, inputs);
+    if (k == 1) return look.has_shape(rows, outputs);
+    if (k == 4) return look.has_shape(outputs, rows / gates);
+    return look.t.ndim == 1 && n[0] == rows;
+  }
+};
+
+// parameters: a module's; names: per stream its five, None where there is none; x (T, B, I), or (B, I) of a
+// single step; hx: None or a tuple of states. Returns (y, h_n[, c_n]), or (h[, c]) of a single step, or None.
+py::object quick(const py::dict& parameters, const py::tuple& names, int cell, const py::object& x,
+                 const py::object& hx, bool single, bool batch_first, int threads) {
+  Look input, state[2];
+  Layer layer;
+  if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), input)) return py::none();
+  const CellSizes sizes = kCells[cell];
+  if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates)) return py::none();
+  const int64_t* shape = input.t.shape;
+  const int64_t T = single ? 1 : shape[0], B = shape[single ? 0 : 1], S = layer.streams, P = layer.outputs;
+  const int64_t H = layer.rows / sizes.gates, widths[2] = {P, H};
+  if (shape[single ? 1 : 2] != layer.inputs || dtype_of(input.t) != layer.dtype) return py::none();
+  if (batch_first && (T != 1 || B != 1)) return py::none();
+  const bool given = !hx.is_none();
+  if (given && (!PyTuple_CheckExact(hx.ptr()) || PyTuple_GET_SIZE(hx.ptr()) != sizes.states)) return py::none();
+  for (int k = 0; given && k < sizes.states; ++k) {
+    if (!plain(PyTuple_GET_ITEM(hx.ptr(), k), state[k]) || dtype_of(state[k].t) != layer.dtype) return py::none();
+    if (!(single ? state[k].has_shape(B, widths[k]) : state[k].has_shape(S, B, widths[k]))) return py::none();
+  }
+  const int outs = sizes.states + !single;
+  py::tuple result(outs);
+  void* data[3] = {};
+  for (int k = 0; k < outs; ++k) {
+    const bool y = !single && k == 0;
+    PyObject* made = new_empty(x.ptr(), single, y ? T : S, B, y ? S * P : widths[single ? k : k - 1]);
+    PyTuple_SET_ITEM(result.ptr(), k, made);
+    Look look;
+    if (!look(made)) return py::none();
+    data[k] = look.t.data;
+  }
+  ForwardArgs a = {};
+  a.T = T, a.B = B, a.I = layer.inputs, a.H = H, a.P = P, a.S = S;
+  a.reverse = layer.reverse, a.weights = layer.weights, a.x = input.data(), a.threads = threads;
+  a.h0 = given ? state[0].data() : nullptr, a.c0 = given && sizes.states > 1 ? state[1].data() : nullptr;
+  a.y = data[0], a.hn = data[single ? 0 : 1], a.cn = sizes.states > 1 ? data[outs - 1] : nullptr;
+  const auto run = kernels().forward[cell][layer.dtype];
+  {
+    py::gil_scoped_release release;
+    run(a);
+  }
+  return std::move(result);
+}
+
+// Gives the interface by which tensors tell where they lie, and the types that they may have.
+void set_exchange(const py::capsule& capsule, const py::type& tensor, const py::type& parameter) {
+  const auto* found = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
+  if (!found) throw py::error_already_set();
+  while (found && found->major != dlpack::kMajor) found = found->previous;
+  if (!found || !found->look) throw py::value_error("fastrnn._cpu: no DLPack exchange interface of version 1");
+  tensor_type = tensor.inc_ref().ptr(), parameter_type = parameter.inc_ref().ptr();
+  name_new_empty = PyUnicode_InternFromString("new_empty");
+  name_is_neg = PyUnicode_InternFromString("is_neg");
+  api = found;
+}
+
+}  // namespace
+
+void bind_quick(py::module_& module) {
+  module.def("quick", &quick);
+  module.def("set_exchange", &set_exchange);
+}
+
+}  // namespace fastrnn

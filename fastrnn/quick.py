@@ -1,0 +1,50 @@
+"""Inference of one layer on plain tensors, without ceremony: a single step of a small layer takes no longer than this.
+
+One function of the engine (csrc/bindings/quick.cpp) checks what it is given, makes the outputs and runs.
+For whatever it does not know, and for every mistake, it answers None, and the call goes the usual way
+through `fastrnn.layers`, of which it is a copy for the plainest case only.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fastrnn.backends import requested
+from fastrnn.backends.cpu import CODES, load
+from fastrnn.ordinary import watched
+
+
+@functools.lru_cache(maxsize=1)
+def _start() -> Any:
+    """The engine's function, or None where there is no engine, or a torch that does not tell where tensors lie."""
+    engine = load()[0]
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if engine is None or exchange is None:
+        return None
+    engine.set_exchange(exchange, Tensor, Parameter)
+    return engine.quick
+
+
+def infer(module: Any, cell: str, input: Any, hx: Any, single: bool = False, batch_first: bool = False) -> Any:
+    """(y, h_n[, c_n]), or (h[, c]) of a single step; None if the call is not of the plainest.
+
+    Args:
+        module: has its parameters in `_parameters`, and in `_quick_names` their names, five per stream.
+        hx: None, or a tuple of states.
+    """
+    run = _start()
+    if (
+        run is None
+        or torch.is_grad_enabled()
+        or requested(module.backend) not in ("auto", "cpu")
+        or torch._C._is_any_autocast_enabled()
+        or watched()
+    ):
+        return None
+    names = module.__dict__.get("_quick_names") or module._name_parameters()
+    return run(module._parameters, names, CODES[cell], input, hx, single, batch_first, torch.get_num_threads())
