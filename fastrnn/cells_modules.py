@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastrnn import quick
 from fastrnn import validation as check
 from fastrnn.backends import check_name, choose
-from fastrnn.backends.base import Call, Query, Weights
+from fastrnn.backends.base import GATES, Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
-from fastrnn.quick import infer
 from fastrnn.recurrence import recurrence
 from fastrnn.scripting import refuse_scripting
 
@@ -23,6 +23,7 @@ class RecurrentCell(nn.RNNCellBase):
     """What the three cells share."""
 
     backend: str = "auto"
+    save = GATES
     _gates = 0
     _cell_name = ""
     __prepare_scriptable__ = refuse_scripting
@@ -84,7 +85,8 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         cell = self._cell()
-        outs = infer(self, cell.name, input, (hx,) if cell.states == 1 and hx is not None else hx, single=True)
+        states = (hx,) if cell.states == 1 and hx is not None else hx
+        outs = quick.forward(self, cell, input, states, single=True)
         if outs is not None:
             return outs  # type: ignore[no-any-return]
         problem = self._prepare(input, hx)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastrnn.backends.base import Backend, Call, Gradients, Saved, Weights, flatten
+from fastrnn.backends.base import FIELDS, Backend, Call, Gradients, Saved, flatten
 from fastrnn.cells import Cell
 from fastrnn.packing import Packing, pack_call, previous_rows
 
 Optional = Tensor | None
-FIELDS = len(Weights._fields)
 
 
 def backward(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastrnn import quick
 from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.cells import CELLS
 from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
-from fastrnn.quick import infer
 from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_save, check_sizes
 
@@ -122,7 +122,7 @@ class Recurrent(nn.RNNBase):
         cell = CELLS[self.mode.lower()]
         if self.num_layers == 1 and lengths is None and resets is None and not return_states:
             states = (hx,) if cell.states == 1 and hx is not None else hx
-            outs = infer(self, cell.name, input, states, batch_first=self.batch_first)
+            outs = quick.forward(self, cell, input, states, batch_first=self.batch_first)
             if outs is not None:
                 return outs[0], outs[1:], ()
         return run(

@@ -1,4 +1,4 @@
-"""Inference of one layer on plain tensors, without ceremony: a single step of a small layer takes no longer than this.
+"""Forward of one layer on plain tensors, without ceremony: a single step of a small layer takes little longer.
 
 One function of the engine (csrc/bindings/quick.cpp) checks what it is given, makes the outputs and runs.
 For whatever it does not know, and for every mistake, it answers None, and the call goes the usual way
@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastrnn.backends import requested
+from fastrnn.backends.base import GATES
 from fastrnn.backends.cpu import CODES, load
+from fastrnn.cells import Cell
 from fastrnn.ordinary import watched
+from fastrnn.recurrence import record
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,7 +33,7 @@ def _start() -> Any:
     return engine.quick
 
 
-def infer(module: Any, cell: str, input: Any, hx: Any, single: bool = False, batch_first: bool = False) -> Any:
+def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, batch_first: bool = False) -> Any:
     """(y, h_n[, c_n]), or (h[, c]) of a single step; None if the call is not of the plainest.
 
     Args:
@@ -40,11 +43,17 @@ def infer(module: Any, cell: str, input: Any, hx: Any, single: bool = False, bat
     run = _start()
     if (
         run is None
-        or torch.is_grad_enabled()
         or requested(module.backend) not in ("auto", "cpu")
         or torch._C._is_any_autocast_enabled()
         or watched()
     ):
         return None
     names = module.__dict__.get("_quick_names") or module._name_parameters()
-    return run(module._parameters, names, CODES[cell], input, hx, single, batch_first, torch.get_num_threads())
+    parameters, threads, grad = module._parameters, torch.get_num_threads(), torch.is_grad_enabled()
+    if grad and module.save != GATES:
+        return None
+    found = run(parameters, names, CODES[cell.name], input, hx, single, batch_first, grad, threads)
+    if found is None or found[1] is None:
+        return found and found[0]
+    weights = [None if name is None else parameters[name] for own in names for name in own]
+    return record(cell, input, hx or (), weights, *found)

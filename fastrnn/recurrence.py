@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastrnn import differentiable, gradients, ops, scripting, transforms
-from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
+from fastrnn.backends import BACKENDS
+from fastrnn.backends.base import FIELDS, GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
 from fastrnn.backends.reference import REFERENCE
+from fastrnn.cells import Cell
 from fastrnn.ordinary import dual, faked, ordinary, plain, traced, transformed
 from fastrnn.transforms import Meta
 
+_REVERSE = (False, True)  # directions
 _MASKS = 3  # lengths, batch_sizes, resets: saved with the other tensors, so that a change in place is noticed
 
 
@@ -51,12 +54,26 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
         for a in flat:
             if a is not None and a.requires_grad:
                 meta = Meta(backend, call.cell, call.reverse, len(call.states), save, trail)
-                outs = _Recurrence.apply(meta, call.lengths, call.batch_sizes, call.resets, *flat)  # type: ignore[no-untyped-call]
+                outs = _Recurrence.apply(meta, None, call.lengths, call.batch_sizes, call.resets, *flat)  # type: ignore[no-untyped-call]
                 return _output(meta, call.single_step, outs)
     y, finals, saved = backend.forward(call, STATES if trail else NOTHING)
     if trail and saved.c is not None:
         return Output(y, finals, (differentiable.at_every_step(call, saved.c),))
     return Output(y, finals)
+
+
+def record(
+    cell: Cell,
+    x: Tensor,
+    states: tuple[Tensor, ...],
+    weights: list[Tensor | None],
+    outs: tuple[Tensor, ...],
+    saved: tuple[Tensor | None, ...],
+) -> tuple[Tensor, ...]:
+    """The outputs of a call that the CPU's engine has run already, with their place in autograd's graph."""
+    meta = Meta(BACKENDS["cpu"], cell, _REVERSE[: len(weights) // FIELDS], len(states), GATES, False)
+    made: tuple[Tensor, ...] = _Recurrence.apply(meta, (outs, saved), None, None, None, x, *states, *weights)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _out_of_the_ordinary(
@@ -80,9 +97,13 @@ def _output(meta: Meta, single: bool, outs: tuple[Tensor, ...]) -> Output:
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, meta: Meta, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, meta: Meta, made: Any, *tensors: Tensor) -> Any:
         call = meta.call(tensors[:_MASKS], tensors[_MASKS:])
-        y, finals, saved = meta.backend.forward(call, meta.save)
+        if made is None:
+            y, finals, saved = meta.backend.forward(call, meta.save)
+        else:
+            outs, saved = made[0], Saved(*made[1])
+            y, finals = outs[0], outs if call.single_step else outs[1:]
         ctx.meta, ctx.inputs = meta, len(tensors)
         ctx.hooked = _hooks() is not None
         # torch.nn's GRU and RNN allow to edit their output in place, its LSTM does not: so here.
@@ -99,10 +120,10 @@ class _Recurrence(torch.autograd.Function):
         tensors, meta = ctx.saved_tensors, ctx.meta
         masks, flat = tensors[:_MASKS], tensors[_MASKS : ctx.inputs]
         y, saved = tensors[ctx.inputs], Saved(*tensors[ctx.inputs + 1 :])
-        head: tuple[None, ...] = (None,) * (1 + _MASKS)
+        head: tuple[None, ...] = (None,) * (2 + _MASKS)
         if all(d is None for d in douts):
             return head + (None,) * len(flat)
-        needed = ctx.needs_input_grad[1 + _MASKS :]
+        needed = ctx.needs_input_grad[2 + _MASKS :]
         call = meta.call(masks, flat)
         if torch.is_grad_enabled() or not ordinary(douts):  # create_graph=True, or a transformation
             return head + tuple(differentiable.backward(call, flat, douts, needed))

@@ -1,4 +1,4 @@
-// Inference of one layer on plain tensors, without ceremony: what `fastrnn.layers` and `fastrnn.backends.cpu`
+// Forward of one layer on plain tensors, without ceremony: what `fastrnn.layers` and `fastrnn.backends.cpu`
 // do in Python for any call is here done in one go for the plainest, of which a step takes a few microseconds.
 // Whatever is not exactly as expected is left to them: the answer is then None, never an error.
 #include <pybind11/pybind11.h>
@@ -15,16 +15,16 @@ namespace {
 constexpr int kStreams = 2, kFields = 5;  // w_ih, w_hh, b_ih, b_hh, w_hr
 
 struct CellSizes {
-  int gates, states;
+  int gates, states, tape;
 };
 
-#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates},
+#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates, C::kTape},
 constexpr CellSizes kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_SIZES)};
 #undef FASTRNN_SIZES
 
 const dlpack::ExchangeApi* api = nullptr;
 PyObject *tensor_type = nullptr, *parameter_type = nullptr;
-PyObject *name_new_empty = nullptr, *name_is_neg = nullptr;
+PyObject *name_new_empty = nullptr, *name_is_neg = nullptr, *name_requires_grad = nullptr;
 
 int dtype_of(const dlpack::Tensor& t) {
   if (t.dtype.lanes != 1) return -1;
@@ -60,6 +60,13 @@ struct Look {
   const void* data() const { return static_cast<const char*>(t.data) + t.byte_offset; }
 };
 
+bool requires_grad(PyObject* tensor) {
+  PyObject* asked = PyObject_GetAttr(tensor, name_requires_grad);
+  if (!asked) throw py::error_already_set();
+  Py_DECREF(asked);
+  return asked == Py_True;
+}
+
 // x or a state: of torch's own type, and no view that negates what lies in memory.
 bool plain(PyObject* object, Look& look) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor_type) return false;
@@ -84,9 +91,10 @@ struct Layer {
   uint8_t reverse[kStreams] = {0, 1};
   int64_t rows = 0, inputs = 0, outputs = 0;
   int dtype = -1, streams = 0;
+  bool records;  // may a gradient be asked for, and has one of the tensors asked?
 
   // The parameters of all streams, by name from a module's dictionary; false if one is not as the others want it.
-  bool read(PyObject* parameters, PyObject* names, int gates) {
+  bool read(PyObject* parameters, PyObject* names, int gates, bool grad) {
     streams = int(PyTuple_GET_SIZE(names));
     for (int s = 0; s < streams; ++s) {
       const void* found[kFields] = {};
@@ -99,6 +107,7 @@ struct Layer {
         Look look;
         if (!look(parameter) || !fits(look, s, k, gates)) return false;
         found[k] = look.data();
+        if (grad && !records) records = requires_grad(parameter);
       }
       weights[s] = {found[0], found[1], found[2], found[3], found[4]};
       if (!found[4] && rows != outputs * gates) return false;
@@ -122,14 +131,18 @@ struct Layer {
 };
 
 // parameters: a module's; names: per stream its five, None where there is none; x (T, B, I), or (B, I) of a
-// single step; hx: None or a tuple of states. Returns (y, h_n[, c_n]), or (h[, c]) of a single step, or None.
+// single step; hx: None or a tuple of states; grad: is autograd to record what asks for its gradient?
+// Returns None, or two things: the outputs (y, h_n[, c_n]), or (h[, c]) of a single step; and None, or what
+// backward needs, (tape, c, m), for whoever records the call.
 py::object quick(const py::dict& parameters, const py::tuple& names, int cell, const py::object& x,
-                 const py::object& hx, bool single, bool batch_first, int threads) {
+                 const py::object& hx, bool single, bool batch_first, bool grad, int threads) {
   Look input, state[2];
   Layer layer;
+  layer.records = grad && requires_grad(x.ptr());
   if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), input)) return py::none();
   const CellSizes sizes = kCells[cell];
-  if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates)) return py::none();
+  if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates, grad))
+    return py::none();
   const int64_t* shape = input.t.shape;
   const int64_t T = single ? 1 : shape[0], B = shape[single ? 0 : 1], S = layer.streams, P = layer.outputs;
   const int64_t H = layer.rows / sizes.gates, widths[2] = {P, H};
@@ -140,7 +153,11 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   for (int k = 0; given && k < sizes.states; ++k) {
     if (!plain(PyTuple_GET_ITEM(hx.ptr(), k), state[k]) || dtype_of(state[k].t) != layer.dtype) return py::none();
     if (!(single ? state[k].has_shape(B, widths[k]) : state[k].has_shape(S, B, widths[k]))) return py::none();
+    if (grad && !layer.records) layer.records = requires_grad(PyTuple_GET_ITEM(hx.ptr(), k));
   }
+  // What is saved has the type of the arithmetic, which is that of x for these.
+  const bool wide = layer.dtype == int(DType::Float32) || layer.dtype == int(DType::Float64);
+  if (layer.records && (!wide || layer.weights[0].w_hr)) return py::none();
   const int outs = sizes.states + !single;
   py::tuple result(outs);
   void* data[3] = {};
@@ -157,12 +174,26 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   a.reverse = layer.reverse, a.weights = layer.weights, a.x = input.data(), a.threads = threads;
   a.h0 = given ? state[0].data() : nullptr, a.c0 = given && sizes.states > 1 ? state[1].data() : nullptr;
   a.y = data[0], a.hn = data[single ? 0 : 1], a.cn = sizes.states > 1 ? data[outs - 1] : nullptr;
+  py::object saved = py::none();
+  if (layer.records) {
+    const int64_t kept[2] = {sizes.tape * H, sizes.states > 1 ? H : 0};
+    void** into[2] = {&a.tape, &a.c};
+    py::tuple tensors = py::make_tuple(py::none(), py::none(), py::none());
+    for (int k = 0; k < 2; ++k) {
+      if (!kept[k]) continue;
+      tensors[k] = py::reinterpret_steal<py::object>(new_empty(x.ptr(), false, S, T * B, kept[k]));
+      Look look;
+      if (!look(py::object(tensors[k]).ptr())) return py::none();
+      *into[k] = look.t.data;
+    }
+    saved = std::move(tensors);
+  }
   const auto run = kernels().forward[cell][layer.dtype];
   {
     py::gil_scoped_release release;
     run(a);
   }
-  return std::move(result);
+  return py::make_tuple(std::move(result), std::move(saved));
 }
 
 // Gives the interface by which tensors tell where they lie, and the types that they may have.
@@ -174,6 +205,7 @@ void set_exchange(const py::capsule& capsule, const py::type& tensor, const py::
   tensor_type = tensor.inc_ref().ptr(), parameter_type = parameter.inc_ref().ptr();
   name_new_empty = PyUnicode_InternFromString("new_empty");
   name_is_neg = PyUnicode_InternFromString("is_neg");
+  name_requires_grad = PyUnicode_InternFromString("requires_grad");
   api = found;
 }
 

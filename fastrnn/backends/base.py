@@ -36,6 +36,9 @@ class Weights(NamedTuple):
     w_hr: Tensor | None  # (P, H)
 
 
+FIELDS = len(Weights._fields)
+
+
 def flatten(weights: tuple[Weights, ...]) -> tuple[Tensor | None, ...]:
     """All streams' parameters in one row, None where there is none."""
     return tuple([w for stream in weights for w in stream])
@@ -43,8 +46,7 @@ def flatten(weights: tuple[Weights, ...]) -> tuple[Tensor | None, ...]:
 
 def unflatten(flat: Sequence[Tensor | None]) -> tuple[Weights, ...]:
     """The reverse of `flatten`."""
-    n = len(Weights._fields)
-    return tuple([Weights(*flat[i : i + n]) for i in range(0, len(flat), n)])  # type: ignore[arg-type]
+    return tuple([Weights(*flat[i : i + FIELDS]) for i in range(0, len(flat), FIELDS)])  # type: ignore[arg-type]
 
 
 class Call(NamedTuple):
