@@ -17,7 +17,7 @@ def run(backend: Backend, call: Call, trail: bool = False) -> Output:
     single = call.single_step
     result = packing.run(backend, call.as_sequence() if single else call, STATES if trail else NOTHING)
     if single:
-        finals = tuple([a.squeeze(0) for a in result.finals])
+        finals = tuple([a.squeeze_(0) for a in result.finals])  # no views, which FSDP2 warns of
         return Output(finals[0], finals)
     c = result.saved.c
     return Output(result.y, result.finals, (at_every_step(call, c),) if trail and c is not None else ())

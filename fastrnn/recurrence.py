@@ -45,7 +45,7 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
     if backend.differentiable:
         return differentiable.run(backend, call, trail)
     if call.single_step and not backend.takes_single_steps:
-        finals = tuple([a.squeeze(0) for a in recurrence(backend, call.as_sequence(), save).finals])
+        finals = tuple([a.squeeze_(0) for a in recurrence(backend, call.as_sequence(), save).finals])
         return Output(finals[0], finals)
     flat = (call.x, *call.states, *flatten(call.weights))
     if not ordinary(flat):

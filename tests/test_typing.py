@@ -65,7 +65,7 @@ REFUSED = {
     "fastrnn.LSTM('3', 4)": "arg-type",
     "fastrnn.GRU(3, 4, nonlinearity='relu')": "call-arg",
     "fastrnn.GRUCell(3, 4)(x, (h, h))": "arg-type",
-    "fastrnn.functional.lstm(x, None, [(x, x)])": "call-overload",
+    "fastrnn.functional.lstm(x, None, [(x, x)])": "list-item",
     "fastrnn.backend(3)": "arg-type",
     "fastrnn.explain(nn.LSTM(3, 4), x)": "arg-type",
     "fastrnn.Lstm": "attr-defined",

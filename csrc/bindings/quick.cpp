@@ -91,7 +91,7 @@ struct Layer {
   uint8_t reverse[kStreams] = {0, 1};
   int64_t rows = 0, inputs = 0, outputs = 0;
   int dtype = -1, streams = 0;
-  bool records;  // may a gradient be asked for, and has one of the tensors asked?
+  bool records = false;  // may a gradient be asked for, and has one of the tensors asked?
 
   // The parameters of all streams, by name from a module's dictionary; false if one is not as the others want it.
   bool read(PyObject* parameters, PyObject* names, int gates, bool grad) {
@@ -138,8 +138,8 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
                  const py::object& hx, bool single, bool batch_first, bool grad, int threads) {
   Look input, state[2];
   Layer layer;
-  layer.records = grad && requires_grad(x.ptr());
   if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), input)) return py::none();
+  layer.records = grad && requires_grad(x.ptr());
   const CellSizes sizes = kCells[cell];
   if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates, grad))
     return py::none();
