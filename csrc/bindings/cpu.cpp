@@ -68,12 +68,12 @@ void forward(const std::vector<Address>& head, const std::vector<Address>& strea
 }
 
 void backward(const std::vector<Address>& head, const std::vector<Address>& streams, Address y, Address tape, Address c,
-              Address dy, Address dhn, Address dcn, Address dgates, Address dh0, Address dc0, Address dh, Address dx,
-              const std::vector<Address>& gradients) {
+              Address dy, Address dhn, Address dcn, Address dc, Address dgates, Address dh0, Address dc0, Address dh,
+              Address dx, const std::vector<Address>& gradients) {
   BackwardArgs a;
   const Call call(a, head, streams);
   a.y = at<void>(y), a.tape = at<void>(tape), a.c = at<void>(c), a.dy = at<void>(dy);
-  a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dgates = at<void>(dgates);
+  a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dc = at<void>(dc), a.dgates = at<void>(dgates);
   a.dh0 = at<void>(dh0), a.dc0 = at<void>(dc0), a.dh = at<void>(dh), a.dx = at<void>(dx);
   std::vector<StreamGradients> of_weights;  // w_ih, w_hh, b_ih, b_hh per stream, or nothing
   for (size_t i = 0; i + 3 < gradients.size(); i += 4)

@@ -236,6 +236,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       const T* c = static_cast<const T*>(a_.c) + t.s * rows_ * H + unit;
       const T* c0 = kNarrow ? c0_ : static_cast<const T*>(a_.c0);
       ds[NS - 1] = load(dc_ + b * H + unit, n);
+      if (a_.dc) ds[NS - 1] = ds[NS - 1] + load(elements(a_.dc) + (t.s * rows_ + row) * H + unit, n);
       s1[NS - 1] = load(c + row * H, n);
       s[NS - 1] = previous >= 0             ? load(c + previous * H, n)
                   : previous == -1 && a_.c0 ? load(c0 + b * H + unit, n)

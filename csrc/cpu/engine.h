@@ -55,6 +55,7 @@ struct BackwardArgs : Problem {
   const void* dy;                    // (N, S*P)     E
   const void* dhn;                   // (S, B, P)    E, or null for zeros
   const void* dcn;                   // (S, B, H)    E, or null for zeros
+  const void* dc;                    // (S, N, H)    E, the gradient of c at every step, or null for zeros
   void* dgates;                      // (S, N, D*H)  E; may be the tape itself where the two have one size and type
   void* dh0;                         // (S, B, P)    E
   void* dc0;                         // (S, B, H)    E, for cells with c

@@ -122,10 +122,12 @@ class Backend:
         dfinals: tuple[Tensor | None, ...],
         needed: tuple[bool, ...],
         last: bool,
+        dc: Tensor | None = None,
     ) -> Gradients:
         """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved`.
 
-        `needed` says which inputs want a gradient: x, each state, then each stream's weights.
+        `needed` says which inputs want a gradient: x, each state, then each stream's weights. `dc`, of
+        the type of y, is the gradient of c at every step, (S, N, H), for cells that have c.
         """
         raise NotImplementedError
 

@@ -84,6 +84,7 @@ class Cpu(Backend):
         dfinals: tuple[Tensor | None, ...],
         needed: tuple[bool, ...],
         last: bool,
+        dc: Tensor | None = None,
     ) -> Gradients:
         tape, c, m = saved
         cell, streams, x = call.cell, len(call.weights), call.x
@@ -98,8 +99,9 @@ class Cpu(Backend):
         dx = x.new_empty(streams, rows, x.shape[-1]) if needed[0] else None
         dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
         dy = dy.contiguous()
+        dc = None if dc is None else dc.contiguous()
         two = cell.states > 1
-        arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
+        arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None, dc)
         results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
         few = call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
         dweights = _weight_gradients(call, needed) if few else None
