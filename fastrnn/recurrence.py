@@ -172,6 +172,7 @@ def call_backward(
     grads = backend.backward(call, saved, y, dy, dfinals, needed, last)
     if grads.dweights is not None:
         return [grads.dx, *grads.dstates, *(w for stream in grads.dweights for w in stream)]
+    assert grads.dgates is not None
     x = call.x.reshape(-1, call.x.shape[-1])
     dx = grads.dx
     out: list[Tensor | None] = [None, *grads.dstates]
