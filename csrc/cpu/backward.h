@@ -52,9 +52,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       p.chunk = m.template take<int64_t>(a_.dx ? most_ : 0);
       p.gates_of = m.template take<const O*>(a_.dx ? most_ : 0);
       p.gates = m.template take<O>(kRolls && a_.dx ? most_ * G * a_.H : 0);
-      p.in = m.template take<const T*>(sums_ ? kBlockRows : 0);
-      p.panel = m.template take<T>(sums_ ? OuterBlock<T>::kPanel : 0);
-      p.left = m.template take<T>(sums_ ? OuterBlock<T>::kPitch * sums_of(i).most() : 0);
+      if (sums_) p.scratch.carve(m);
       if (privates_) privates_[i] = p;
     }
   }
@@ -65,8 +63,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     int64_t* chunk;      // our rows of a chunk
     const O** gates_of;  // those rows' gates
     O* gates;            // copies of those rows' gates, where operands are copies
-    const T** in;        // for the gradients of weights, see OuterBlock
-    T *panel, *left;
+    Scratch<T> scratch;  // for the gradients of weights
   };
 
   // ---- before the loop ---------------------------------------------------------------------------
@@ -106,11 +103,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         for (int64_t j = 0; a_.dx && j < n; ++j) p.chunk[rows++] = at.row(when, t.row(j));
       }
       if (a_.dx) input_gradient(t, p, c, rows);
-      if (sums_ && Sums::wanted(a_.gradients[t.s])) {
-        weight_gradients(id, t, at, c);
-      } else if (ring_) {
-        join(t);
-      }
+      if (sums_ && Sums::wanted(a_.gradients[t.s])) weight_gradients(id, t, at, c);
+      if (ring_) join(t);  // the next chunk takes its place
     }
     if (a_.gradients && !sums_) sums_of(id).few_rows(at, t.s, gates_at(t.s, 0, 0), t.units, t.outs);
     finish(t);
@@ -149,18 +143,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   // that the order of the sums does not depend on their number.
   void weight_gradients(int id, const Share& t, const Steps& at, const Chunk& c) {
     if constexpr (!kNarrow) {
-      const Private& p = privates_[id];
-      const Sums sums = sums_of(id);
       join(t);
-      for (int64_t row = c.row, end = c.row + c.rows; row < end; row += kBlockRows) {
-        const int64_t rows = end - row < kBlockRows ? end - row : kBlockRows;
-        const bool first = c.begin == a_.T - 1 && row == c.row;
-        OuterBlock<T> block(sums.columns(), rows, first, p.left, p.panel);
-        block.gather(gates_at(t.s, c.row, row), D * a_.H);
-        if (ring_ && row + rows == end) join(t);
-        sums.add(block, at, t.s, c, row, rows, p.in);
-        if (projected_) sums.add_projection(rows_, t.s, row, rows, first, p.left, p.panel, p.in);
-      }
+      sums_of(id).add(at, t.s, c, gates_at(t.s, c.row, c.row), privates_[id].scratch);
     }
   }
 

@@ -7,8 +7,9 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Most rows of a block: each block costs one reading and writing of the sums.
-constexpr int64_t kBlockRows = 256;
+// Most rows of a block: each block costs one reading and writing of the sums. And columns, which are to
+// stay in the second-level cache.
+constexpr int64_t kBlockRows = 256, kBlockColumns = 384;
 
 // Columns of the left side, and the row of the sums where the first of them goes.
 template <class T>
@@ -17,19 +18,38 @@ struct Run {
   T* dw;
 };
 
-// One thread's columns of a block of rows.
+// What a thread needs for its blocks.
+template <class T>
+struct Scratch {
+  static constexpr int W = Vec<T>::kWidth;
+  static constexpr int64_t kPitch = kBlockRows + W;  // not a power of two, for the sake of the cache's sets
+  const T** in;
+  T *panel, *left;
+
+  void carve(Carver& m) {
+    in = m.take<const T*>(kBlockRows);
+    panel = m.take<T>(kBlockRows * kMaxVectors * W);
+    left = m.take<T>(kBlockColumns * kPitch);
+  }
+};
+
 template <class T>
 class OuterBlock {
+  static constexpr int64_t kPitch = Scratch<T>::kPitch;
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
  public:
-  static constexpr int64_t kPitch = kBlockRows + W;  // not a power of two, for the sake of the cache's sets
-  static constexpr int64_t kPanel = kBlockRows * kMaxVectors * W;
+  // `first`: the sums start here.
+  OuterBlock(Range columns, int64_t rows, bool first, const Scratch<T>& scratch)
+      : columns_(columns), rows_(rows), first_(first), left_(scratch.left), panel_(scratch.panel) {}
 
-  // `left` has room for kPitch times the columns, `panel` for kPanel. `first`: the sums start here.
-  OuterBlock(Range columns, int64_t rows, bool first, T* left, T* panel)
-      : columns_(columns), rows_(rows), first_(first), left_(left), panel_(panel) {}
+  int64_t rows() const { return rows_; }
+  // Our part of some columns.
+  Range clip(int64_t begin, int64_t end) const {
+    const auto inside = [&](int64_t c) { return c < begin ? begin : c > end ? end : c; };
+    return {inside(columns_.begin), inside(columns_.end)};
+  }
 
   // Copies our columns of `rows` rows, `pitch` apart, so that a column's values lie side by side.
   void gather(const T* rows, int64_t pitch) {

@@ -35,43 +35,21 @@ class WeightGradients {
 
   static bool wanted(const StreamGradients& d) { return d.w_ih || d.w_hh || d.b_ih || d.b_hh || d.w_hr; }
 
-  Range columns() const { return own_; }
-  int64_t most() const { return own_.size() > outs_.size() ? own_.size() : outs_.size(); }  // columns of a block
-
-  // Adds a block that has gathered our columns of the gates at rows `row` to `row + rows` of a chunk.
-  void add(OuterBlock<T>& block, const Steps& at, int64_t s, const Chunk& c, int64_t row, int64_t rows,
-           const T** in) const {
-    const int64_t H = a_.H, I = a_.I, P = a_.P;
-    const StreamGradients& d = a_.gradients[s];
-    const Range of_x = clip(0, G * H), shared = clip(0, U * H), split = clip(G * H, D * H);
-    const int64_t split_row = split.begin - (G - U) * H;
-    T *w_ih = static_cast<T*>(d.w_ih), *w_hh = static_cast<T*>(d.w_hh);
-    T *b_ih = static_cast<T*>(d.b_ih), *b_hh = static_cast<T*>(d.b_hh);
-    if (b_ih) block.sum(of_x, b_ih + of_x.begin);
-    if (b_hh) block.sum(shared, b_hh + shared.begin);
-    if (b_hh) block.sum(split, b_hh + split_row);
-    if (w_ih) {
-      const Run<T> run{of_x, w_ih + of_x.begin * I};
-      for (int64_t k = 0; k < rows; ++k) in[k] = static_cast<const T*>(a_.x) + (row + k) * I;
-      block.multiply(in, I, &run, 1);
+  // Adds a chunk of steps; its gates begin at `gates`.
+  void add(const Steps& at, int64_t s, const Chunk& c, const T* gates, const Scratch<T>& scratch) const {
+    for (int64_t row = 0; row < c.rows; row += kBlockRows) {
+      const int64_t rows = c.rows - row < kBlockRows ? c.rows - row : kBlockRows;
+      const bool first = c.begin == a_.T - 1 && row == 0;
+      for (int64_t begin = own_.begin; begin < own_.end; begin += kBlockColumns) {
+        OuterBlock<T> block(part_of(own_, begin), rows, first, scratch);
+        block.gather(gates + row * D * a_.H, D * a_.H);
+        add_block(block, at, s, c, c.row + row, scratch.in);
+      }
+      for (int64_t begin = outs_.begin; a_.gradients[s].w_hr && begin < outs_.end; begin += kBlockColumns) {
+        OuterBlock<T> block(part_of(outs_, begin), rows, first, scratch);
+        add_projection(block, at.rows(), s, c.row + row, scratch.in);
+      }
     }
-    if (w_hh) {
-      const Run<T> runs[] = {{shared, w_hh + shared.begin * P}, {split, w_hh + split_row * P}};
-      previous_rows(at, s, c, row, rows, in);
-      block.multiply(in, P, runs, U < G ? 2 : 1);
-    }
-  }
-
-  // dW_hr += dh^T m, where all rows of dh and m are at hand.
-  void add_projection(int64_t all, int64_t s, int64_t row, int64_t rows, bool first, T* left, T* panel,
-                      const T** in) const {
-    T* dw = static_cast<T*>(a_.gradients[s].w_hr);
-    if (!dw) return;
-    OuterBlock<T> block(outs_, rows, first, left, panel);
-    block.gather(static_cast<const T*>(a_.dh) + (s * all + row) * a_.P, a_.P);
-    for (int64_t k = 0; k < rows; ++k) in[k] = static_cast<const T*>(a_.m) + (s * all + row + k) * a_.H;
-    const Run<T> run{outs_, dw + outs_.begin * a_.H};
-    block.multiply(in, a_.H, &run, 1);
   }
 
   // All of it from few rows in all, whose gates begin at `dgates`, for granules of units and outputs.
@@ -117,9 +95,40 @@ class WeightGradients {
     return begin;
   }
 
-  Range clip(int64_t begin, int64_t end) const {
-    begin = begin > own_.begin ? begin : own_.begin, end = end < own_.end ? end : own_.end;
-    return {begin, end > begin ? end : begin};
+  static Range part_of(Range r, int64_t begin) {
+    return {begin, r.end - begin < kBlockColumns ? r.end : begin + kBlockColumns};
+  }
+
+  // The gates of a block, whose first row is `row`.
+  void add_block(OuterBlock<T>& block, const Steps& at, int64_t s, const Chunk& c, int64_t row, const T** in) const {
+    const int64_t H = a_.H, I = a_.I, P = a_.P;
+    const StreamGradients& d = a_.gradients[s];
+    const Range of_x = block.clip(0, G * H), shared = block.clip(0, U * H), split = block.clip(G * H, D * H);
+    const int64_t split_row = split.begin - (G - U) * H;
+    T *w_ih = static_cast<T*>(d.w_ih), *w_hh = static_cast<T*>(d.w_hh);
+    T *b_ih = static_cast<T*>(d.b_ih), *b_hh = static_cast<T*>(d.b_hh);
+    if (b_ih) block.sum(of_x, b_ih + of_x.begin);
+    if (b_hh) block.sum(shared, b_hh + shared.begin);
+    if (b_hh) block.sum(split, b_hh + split_row);
+    if (w_ih) {
+      const Run<T> run{of_x, w_ih + of_x.begin * I};
+      for (int64_t k = 0; k < block.rows(); ++k) in[k] = static_cast<const T*>(a_.x) + (row + k) * I;
+      block.multiply(in, I, &run, 1);
+    }
+    if (w_hh) {
+      const Run<T> runs[] = {{shared, w_hh + shared.begin * P}, {split, w_hh + split_row * P}};
+      previous_rows(at, s, c, row, block.rows(), in);
+      block.multiply(in, P, runs, U < G ? 2 : 1);
+    }
+  }
+
+  // dW_hr += dh^T m, of both of which all rows are at hand.
+  void add_projection(OuterBlock<T>& block, int64_t all, int64_t s, int64_t row, const T** in) const {
+    const Range r = block.clip(0, a_.P);
+    const Run<T> run{r, static_cast<T*>(a_.gradients[s].w_hr) + r.begin * a_.H};
+    block.gather(static_cast<const T*>(a_.dh) + (s * all + row) * a_.P, a_.P);
+    for (int64_t k = 0; k < block.rows(); ++k) in[k] = static_cast<const T*>(a_.m) + (s * all + row + k) * a_.H;
+    block.multiply(in, a_.H, &run, 1);
   }
 
   const E* previous_h(const Steps& at, int64_t s, int64_t when, int64_t b) const {
