@@ -43,6 +43,7 @@ def backward(
     if grads.dweights is not None:
         return [grads.dx, *dstates, *(w for stream in grads.dweights for w in stream)]
     first = 1 + len(call.states)
+    assert grads.dgates is not None
     dx = grads.dx if grads.dx is not None or not needed[0] else input_gradient(call, grads.dgates)
     return [dx, *dstates, *weight_gradients(call, grads, y, needed[first:])]
 
@@ -105,6 +106,7 @@ def of_each_sample(
         grads = _of_nothing(call, douts[1 : 1 + call.cell.states], needed)
         return grads[:first] + [None if a is None else a.expand(n, *a.shape) for a in grads[first:]]
     raw = at_the_gates(backend, own, saved, own_y, dy, dfinals, needed, False, dc, gates=True)
+    assert raw.dgates is not None
     dx = raw.dx if raw.dx is not None or not needed[0] else input_gradient(own, raw.dgates)
     dstates = raw.dstates[: len(call.states)]
     if packing is not None:
@@ -131,6 +133,7 @@ def _weight_gradients_of_each(
     def each(rows: Tensor) -> Tensor:  # (T * n * B, k) to (n, T * B, k)
         return rows.view(steps, n, -1, rows.shape[-1]).transpose(0, 1).flatten(1, 2)
 
+    assert grads.dgates is not None
     x, initial, out = each(call.x.flatten(0, 1)), call.initial(), []
     blocks = recurrent_blocks(call.cell, call.hidden)
     for s in range(len(call.weights)):
@@ -211,6 +214,7 @@ def input_gradient(call: Call, dgates: Tensor) -> Tensor:
 def weight_gradients(call: Call, grads: Gradients, y: Tensor, needed: tuple[bool, ...]) -> list[Optional]:
     """Of each stream's weights, one product each over all time steps."""
     cell, hidden = call.cell, call.hidden
+    assert grads.dgates is not None
     x = call.x.reshape(-1, call.x.shape[-1])
     out: list[Optional] = []
     for s in range(len(call.weights)):

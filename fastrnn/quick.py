@@ -40,13 +40,10 @@ def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, 
         module: has its parameters in `_parameters`, and in `_quick_names` their names, five per stream.
         hx: None, or a tuple of states.
     """
+    if watched() or torch._C._is_any_autocast_enabled() or requested(module.backend) not in ("auto", "cpu"):
+        return None
     run = _start()
-    if (
-        run is None
-        or requested(module.backend) not in ("auto", "cpu")
-        or torch._C._is_any_autocast_enabled()
-        or watched()
-    ):
+    if run is None:
         return None
     names = module.__dict__.get("_quick_names") or module._name_parameters()
     parameters, threads, grad = module._parameters, torch.get_num_threads(), torch.is_grad_enabled()

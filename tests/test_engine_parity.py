@@ -99,6 +99,17 @@ def test_around_few_rows(cell, rows):
             assert_parity(Case(cell, *rows, inputs, hidden, reverse=directions, bias=bias, resets=resets))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cell", [*CELLS, "projected"])
+def test_chunks_of_steps(cell, dtype):
+    """Gradients of weights are added up some steps at a time, in blocks of rows."""
+    name, out = ("lstm", 18) if cell == "projected" else (cell, 0)
+    for k, (steps, batch) in enumerate([(1, 300), (3, 257), (2, 530), (21, 33), (300, 1), (70, 9)]):
+        case = Case(name, steps, batch, 67, 21, out, reverse=DIRECTIONS[list(DIRECTIONS)[k % 3]])
+        assert_parity(case, dtype, seed=k)
+        assert_parity(case._replace(lengths=True, resets=True), dtype, seed=k)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_bias(cell):
     for batch in (1, 5):

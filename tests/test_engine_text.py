@@ -112,6 +112,7 @@ def test_every_sixteen_bit_number_is_read_and_rounded(dtype):
 
 
 HEAD, STREAM = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]
+POINTERS = [1] * 13  # of backward; the ninth is dgates
 
 
 @pytest.mark.parametrize(
@@ -129,14 +130,22 @@ def test_malformed_calls_are_refused(head, stream):
     with pytest.raises(ValueError, match="malformed"):
         ENGINE.forward(head, stream, 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="malformed"):
-        ENGINE.backward(head, stream, *[0] * 11, [])
+        ENGINE.backward(head, stream, *POINTERS, [])
 
 
 def test_malformed_gradients_and_steps_are_refused():
-    many = [ENGINE.few_rows + 1, *HEAD[1:]]
-    for head, gradients in ((HEAD, [0] * 8), (many, [0] * 4)):
+    """Too many or too few, for a weight that is not there, of 16 bits, or none and no place for the gates."""
+    narrow = [ENGINE.few_rows + 1, *HEAD[1:7], 2, *HEAD[8:]]
+    nowhere = [*POINTERS[:8], 0, *POINTERS[9:]]
+    for head, pointers, gradients in (
+        *((HEAD, POINTERS, [0] * n) for n in (4, 6, 10)),
+        (HEAD, POINTERS, [0, 0, 0, 0, 1]),
+        (narrow, POINTERS, [0] * 5),
+        (HEAD, nowhere, []),
+        ([*HEAD[:7], 2, *HEAD[8:]], nowhere, [0] * 5),
+    ):
         with pytest.raises(ValueError, match="malformed"):
-            ENGINE.backward(head, STREAM, *[0] * 11, gradients)
+            ENGINE.backward(head, STREAM, *pointers, gradients)
     with pytest.raises(ValueError, match="wrong sizes"):
         ENGINE.step("lstm", [0.0], [0.0], [0.0])
     with pytest.raises(ValueError, match="unknown cell"):

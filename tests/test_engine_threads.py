@@ -33,6 +33,8 @@ SPLITS = {
     "streams and batch": Case(T=4, B=40, I=30, H=70, reverse=BOTH, lengths=True),
     "batch and units": Case(T=4, B=13, I=30, H=130),
     "long, in chunks": Case(T=300, B=1, I=16, H=130),
+    "batch, chunks": Case(T=30, B=41, I=30, H=40, reverse=BOTH, lengths=True, resets=True),
+    "batch, blocks": Case(T=2, B=600, I=30, H=19),
     "projection, units": Case(T=4, B=2, I=64, H=256, P=100),
     "projection, batch": Case(T=4, B=30, I=30, H=70, P=33, reverse=BOTH),
 }
@@ -45,7 +47,7 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def engine_alone(call, threads):
+def engine_alone(call, threads, last=True):
     """Forward and backward of the engine on `threads` threads, without torch's own, which hang after fork."""
     with torch.no_grad():
         torch.set_num_threads(threads)
@@ -58,10 +60,16 @@ def engine_alone(call, threads):
         )
         needed = (True,) * (1 + len(call.states)) + tuple(a is not None for w in call.weights for a in w)
         torch.set_num_threads(threads)
-        grads = CPU.backward(call, result.saved, result.y, dy, tuple(dfinals), needed, last=True)
+        grads = CPU.backward(call, result.saved, result.y, dy, tuple(dfinals), needed, last)
         torch.set_num_threads(1)
     named = {"y": result.y, **{f"final {k}": a for k, a in enumerate(result.finals)}, **saved}
-    named |= {"dgates": grads.dgates, "dx": grads.dx, **{f"dstate {k}": a for k, a in enumerate(grads.dstates)}}
+    if not last:
+        for k, a in saved.items():
+            assert torch.equal(result.saved[int(k.split()[1])], a), f"{k} was overwritten"
+    named |= {"dx": grads.dx, **{f"dstate {k}": a for k, a in enumerate(grads.dstates)}}
+    if grads.dweights is None:
+        assert call.x.dtype in (torch.bfloat16, torch.float16)
+        named["dgates"] = grads.dgates
     for s, w in enumerate(grads.dweights or ()):
         named |= {f"d{field} of stream {s}": a for field, a in w._asdict().items() if a is not None}
     return named
@@ -74,8 +82,8 @@ def engine_alone(call, threads):
 def test_same_bits_for_any_number_of_threads(cell, split, dtype):
     call = make_call(SPLITS[split]._replace(cell=cell), dtype, grad=False)
     alone = engine_alone(call, 1)
-    for threads in (1, 2, 3):
-        assert_same_bits(f"{threads} threads, {split}", engine_alone(call, threads), alone)
+    for threads, last in itertools.product((1, 2, 3), (True, False)):
+        assert_same_bits(f"{threads} threads, {split}, last={last}", engine_alone(call, threads, last), alone)
 
 
 def train(module, x):

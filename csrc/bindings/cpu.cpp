@@ -28,7 +28,8 @@ T* at(Address a) {
 
 // T, B, I, H, P, threads, cell, dtype, batch_sizes, resets, x, h0, c0
 constexpr size_t kHead = 13;
-constexpr size_t kPerStream = 6;  // w_ih, w_hh, b_ih, b_hh, w_hr, reverse
+constexpr size_t kPerStream = 6;    // w_ih, w_hh, b_ih, b_hh, w_hr, reverse
+constexpr size_t kPerGradient = 5;  // w_ih, w_hh, b_ih, b_hh, w_hr
 
 struct Call {
   std::vector<StreamWeights> weights;
@@ -68,20 +69,25 @@ void forward(const std::vector<Address>& head, const std::vector<Address>& strea
 }
 
 void backward(const std::vector<Address>& head, const std::vector<Address>& streams, Address y, Address tape, Address c,
-              Address dy, Address dhn, Address dcn, Address dgates, Address dh0, Address dc0, Address dh, Address dx,
-              const std::vector<Address>& gradients) {
+              Address m, Address dy, Address dhn, Address dcn, Address dc, Address dgates, Address dh0, Address dc0,
+              Address dh, Address dx, const std::vector<Address>& gradients) {
   BackwardArgs a;
   const Call call(a, head, streams);
-  a.y = at<void>(y), a.tape = at<void>(tape), a.c = at<void>(c), a.dy = at<void>(dy);
-  a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dgates = at<void>(dgates);
+  a.y = at<void>(y), a.tape = at<void>(tape), a.c = at<void>(c), a.m = at<void>(m);
+  a.dy = at<void>(dy), a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dc = at<void>(dc), a.dgates = at<void>(dgates);
   a.dh0 = at<void>(dh0), a.dc0 = at<void>(dc0), a.dh = at<void>(dh), a.dx = at<void>(dx);
-  std::vector<StreamGradients> of_weights;  // w_ih, w_hh, b_ih, b_hh per stream, or nothing
-  for (size_t i = 0; i + 3 < gradients.size(); i += 4)
-    of_weights.push_back(
-        {at<void>(gradients[i]), at<void>(gradients[i + 1]), at<void>(gradients[i + 2]), at<void>(gradients[i + 3])});
-  if (gradients.size() % 4 != 0) throw py::value_error("fastrnn._cpu: a malformed call");
-  if (!of_weights.empty() && (int64_t(of_weights.size()) != a.S || a.T * a.B > fastrnn::kFewRows))
+  if (gradients.size() % kPerGradient != 0) throw py::value_error("fastrnn._cpu: a malformed call");
+  std::vector<StreamGradients> of_weights;
+  for (size_t i = 0; i < gradients.size(); i += kPerGradient) {
+    const Address* d = &gradients[i];
+    of_weights.push_back({at<void>(d[0]), at<void>(d[1]), at<void>(d[2]), at<void>(d[3]), at<void>(d[4])});
+  }
+  const bool narrow = call.dtype != int(DType::Float32) && call.dtype != int(DType::Float64);
+  if (!of_weights.empty() && (int64_t(of_weights.size()) != a.S || (narrow && a.T * a.B > fastrnn::kFewRows)))
     throw py::value_error("fastrnn._cpu: a malformed call");
+  for (size_t s = 0; s < of_weights.size(); ++s)
+    if (of_weights[s].w_hr && (narrow || !a.weights[s].w_hr)) throw py::value_error("fastrnn._cpu: a malformed call");
+  if (!a.dgates && (narrow || of_weights.empty())) throw py::value_error("fastrnn._cpu: a malformed call");
   a.gradients = of_weights.empty() ? nullptr : of_weights.data();
   const auto run = fastrnn::kernels().backward[call.cell][call.dtype];
   py::gil_scoped_release release;

@@ -1,11 +1,11 @@
 // The time loop, backward, for any cell: from the gradients of y and of the final states to the
 // gradients at the gates, of the initial states and, a chunk of steps at a time while its gates are
-// in the cache, of x. Those of the weights are matrix products over all time steps, which the
-// caller makes afterwards.
+// in the cache, of x and of the weights. With 16-bit storage those of the weights are left to the
+// caller, who finds all gates in `dgates`.
 #pragma once
 
-#include "cpu/outer.h"
 #include "cpu/share.h"
+#include "cpu/weights.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
@@ -18,31 +18,41 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
   using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
   using typename Base::V;
-  static constexpr int kBlock = 4;  // granules per register tile
+  using Sums = WeightGradients<C, T, E>;
 
-  Backward(const BackwardArgs& a, Plan p) : Base(a, p), gi_((a.I + W - 1) / W) { unpacked_ = unpacked_ && !kNarrow; }
+  Backward(const BackwardArgs& a, Plan p)
+      : Base(a, p),
+        gi_((a.I + W - 1) / W),
+        sums_(!kNarrow && a.gradients && a.T * a.B > kFewRows),
+        most_(a.B > kBlockRows         ? a.B
+              : a.T * a.B < kBlockRows ? a.T * a.B
+                                       : kBlockRows),
+        w_ih_(G * a.H, a.I, unpacked_ && !kNarrow),
+        w_hh_(G * a.H, a.P, unpacked_ && !kNarrow),
+        w_hr_(a.P, a.H, unpacked_ && !kNarrow) {}
 
   void carve(Carver& m) {
     Base::carve_common(m);
     const int64_t S = a_.S, B = a_.B;
-    // Unpacked weights are read in whole vectors, so a ragged last granule is packed all the same.
-    w_hh_ = m.template take<O>(S * packed(gp_, a_.P) * G * a_.H * W);
-    w_hr_ = m.template take<O>(projected_ ? S * packed(gu_, a_.H) * a_.P * W : 0);
-    w_ih_ = m.template take<O>(a_.dx ? S * packed(gi_, a_.I) * G * a_.H * W : 0);
+    w_hh_.carve(m, S);
+    w_hr_.carve(m, projected_ ? S : 0);
+    w_ih_.carve(m, a_.dx ? S : 0);
     dh_ = m.template take<T>(S * B * a_.P);
     dc_ = m.template take<T>(NS > 1 ? S * B * a_.H : 0);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
     total_ = m.template take<O>(projected_ ? S * B * a_.P : 0);
     dm_ = m.template take<T>(projected_ ? S * B * a_.H : 0);
     dgates_ = m.template take<O>(kRolls ? 2 * S * B * D * a_.H : 0);
+    ring_ = m.template take<E>(a_.dgates ? 0 : plan_.streams * most_ * D * a_.H);
     privates_ = m.template take<Private>(plan_.threads());
     for (int i = 0; i < plan_.threads(); ++i) {
       Private p;
       p.rows = m.template take<const O*>(batch_);
       p.previous = m.template take<int64_t>(batch_);
-      p.chunk = m.template take<int64_t>(this->chunk_);
-      p.gates_of = m.template take<const O*>(a_.dx ? this->chunk_ : 0);
-      p.gates = m.template take<O>(kRolls && a_.dx ? this->chunk_ * G * a_.H : 0);
+      p.chunk = m.template take<int64_t>(a_.dx ? most_ : 0);
+      p.gates_of = m.template take<const O*>(a_.dx ? most_ : 0);
+      p.gates = m.template take<O>(kRolls && a_.dx ? most_ * G * a_.H : 0);
+      if (sums_) p.scratch.carve(m);
       if (privates_) privates_[i] = p;
     }
   }
@@ -50,28 +60,21 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   struct Private {
     const O** rows;      // per batch row: the left side of a product
     int64_t* previous;   // per batch row: see Steps::previous
-    int64_t* chunk;      // rows whose gates are ready and whose dx is not
+    int64_t* chunk;      // our rows of a chunk
     const O** gates_of;  // those rows' gates
     O* gates;            // copies of those rows' gates, where operands are copies
+    Scratch<T> scratch;  // for the gradients of weights
   };
 
   // ---- before the loop ---------------------------------------------------------------------------
 
-  bool in_place(int64_t u, int64_t n) const { return unpacked_ && lanes(u, n) == W; }
-  int64_t packed(int64_t granules, int64_t n) const { return !unpacked_ ? granules : n % W ? 1 : 0; }
-  O* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * packed(gp_, a_.P) + (unpacked_ ? 0 : u)) * G * a_.H * W; }
-  O* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * packed(gi_, a_.I) + (unpacked_ ? 0 : u)) * G * a_.H * W; }
-  O* packed_hr(int64_t s, int64_t u) { return w_hr_ + (s * packed(gu_, a_.H) + (unpacked_ ? 0 : u)) * a_.P * W; }
-
   void prepare(const Share& t) {
     const StreamWeights& w = a_.weights[t.s];
-    for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch)
-      if (!in_place(u, a_.P)) pack_columns(elements(w.w_hh) + u * W, a_.P, G * a_.H, lanes(u, a_.P), packed_hh(t.s, u));
     const Range ins = inputs(t);
-    for (int64_t u = ins.begin + t.part; a_.dx && u < ins.end; u += plan_.batch)
-      if (!in_place(u, a_.I)) pack_columns(elements(w.w_ih) + u * W, a_.I, G * a_.H, lanes(u, a_.I), packed_ih(t.s, u));
+    for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch) w_hh_.pack(w.w_hh, t.s, u);
+    for (int64_t u = ins.begin + t.part; a_.dx && u < ins.end; u += plan_.batch) w_ih_.pack(w.w_ih, t.s, u);
     for (int64_t u = t.units.begin + t.part; projected_ && u < t.units.end; u += plan_.batch)
-      if (!in_place(u, a_.H)) pack_columns(elements(w.w_hr) + u * W, a_.H, a_.P, lanes(u, a_.H), packed_hr(t.s, u));
+      w_hr_.pack(w.w_hr, t.s, u);
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
       const int64_t at = t.s * a_.B + t.row(j);
       begin(elements(a_.dhn), at * a_.P, a_.P, t.outs, dh_);
@@ -91,107 +94,82 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   void stream(int id, const Share& t) {
     const Private& p = privates_[id];
     const Steps at = steps();
-    int64_t pending = 0;
-    for (int64_t k = a_.T - 1; k >= 0; --k) {
-      const int64_t when = time(t.s, k), n = t.count(at.active(when));
-      for (int64_t j = 0; j < n; ++j) p.previous[j] = at.previous(when, t.row(j), a_.reverse[t.s]);
-      if constexpr (Base::kProjects)
-        if (projected_) through_projection(t, at, when, n, p.rows);
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t row = at.row(when, t.row(j));
-        p.rows[j] = gates_target(t, row, j, k);
-        for (int64_t u = t.units.begin; u < t.units.end; ++u) cell(t, row, p.previous[j], j, k, u);
+    for (int64_t k = a_.T - 1; k >= 0;) {
+      const Chunk c(a_, at, t.s, k, most_);
+      int64_t rows = 0;
+      for (; k > c.end; --k) {
+        const int64_t when = time(t.s, k), n = t.count(at.active(when));
+        step(t, p, at, c, k, n);
+        for (int64_t j = 0; a_.dx && j < n; ++j) p.chunk[rows++] = at.row(when, t.row(j));
       }
-      if (a_.dx && pending + n > this->chunk_) {  // before the barrier: the others' share of this step is not there
-        input_gradient(t, p, pending);
-        pending = 0;
-      }
-      for (int64_t j = 0; a_.dx && j < n; ++j) p.chunk[pending++] = at.row(when, t.row(j));
-      meet(t);
-      blocks(t.outs, a_.P, k % 2 == 0, [&](int N, int64_t u) {
-        for_tiles(n, tile_rows(N), [&](int M, int64_t j) { recurrent_tile(M, N, t, p, j, u); });
-      });
+      if (a_.dx) input_gradient(t, p, c, rows);
+      if (sums_ && Sums::wanted(a_.gradients[t.s])) weight_gradients(id, t, at, c);
+      if (ring_) join(t);  // the next chunk takes its place
     }
-    if (a_.dx) input_gradient(t, p, pending);
-    if (a_.gradients) weight_gradients(t, at);
+    if (a_.gradients && !sums_) sums_of(id).few_rows(at, t.s, gates_at(t.s, 0, 0), t.units, t.outs);
     finish(t);
   }
 
-  // dW = sum over the rows of dgates^T x and dgates^T h_{t-1}, for the gates of our own units.
-  void weight_gradients(const Share& t, const Steps& at) {
-    const E *x[kFewRows], *h[kFewRows], *gates[kFewRows];
-    int rows = 0;
-    for (int64_t when = 0; when < a_.T; ++when)
-      for (int64_t b = 0; b < at.active(when); ++b, ++rows) {
-        const int64_t row = at.row(when, b), before = at.previous(when, b, a_.reverse[t.s]);
-        x[rows] = elements(a_.x) + row * a_.I;
-        gates[rows] = elements(a_.dgates) + (t.s * rows_ + row) * D * a_.H;
-        h[rows] = before >= 0             ? elements(a_.y) + (before * a_.S + t.s) * a_.P
-                  : before == -1 && a_.h0 ? elements(a_.h0) + (t.s * a_.B + b) * a_.P
-                                          : nullptr;
-      }
-    const StreamGradients& d = a_.gradients[t.s];
-    const int64_t end = t.units.end * W < a_.H ? t.units.end * W : a_.H;
-    for (int g = 0; g < G; ++g)
-      for (int64_t unit = t.units.begin * W; unit < end; ++unit) {
-        const int64_t at_x = g * a_.H + unit, at_h = (g < U ? g : g + G - U) * a_.H + unit;
-        weight_row<T>(rows, gates, at_x, x, a_.I, at_x, d.w_ih, d.b_ih);
-        weight_row<T>(rows, gates, at_h, h, a_.P, at_x, d.w_hh, d.b_hh);
-      }
+  void step(const Share& t, const Private& p, const Steps& at, const Chunk& c, int64_t k, int64_t n) {
+    const int64_t when = time(t.s, k);
+    for (int64_t j = 0; j < n; ++j) p.previous[j] = at.previous(when, t.row(j), a_.reverse[t.s]);
+    if constexpr (Base::kProjects)
+      if (projected_) through_projection(t, at, when, n, p.rows);
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = at.row(when, t.row(j));
+      E* gates = gates_at(t.s, c.row, row);
+      O* rolled = kRolls ? dgates_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * D * a_.H : nullptr;
+      p.rows[j] = kRolls ? rolled : reinterpret_cast<O*>(gates);
+      for (int64_t u = t.units.begin; u < t.units.end; ++u) cell(t, row, p.previous[j], j, u, gates, rolled);
+    }
+    meet(t);
+    w_hh_.blocks(t.outs, k % 2 == 0, [&](int N, int64_t u) {
+      for_tiles(n, tile_rows(N), [&](int M, int64_t j) { recurrent_tile(M, N, t, p, j, u); });
+    });
+  }
+
+  // Where the gradients at a row's gates lie: all in `dgates`, or those of one chunk, from row `first` on, in a ring.
+  E* gates_at(int64_t s, int64_t first, int64_t row) const {
+    if (a_.dgates) return static_cast<E*>(a_.dgates) + (s * rows_ + row) * D * a_.H;
+    return ring_ + (s % plan_.streams * most_ + row - first) * D * a_.H;
+  }
+
+  // Among all threads of a stream.
+  void join(const Share& t) {
+    this->barriers_[1 + plan_.threads() + t.s % plan_.streams].wait(plan_.batch * plan_.units);
+  }
+
+  // dW += dgates^T x and dgates^T h_{t-1} over a chunk. Every thread has its columns of all batch rows, so
+  // that the order of the sums does not depend on their number.
+  void weight_gradients(int id, const Share& t, const Steps& at, const Chunk& c) {
+    if constexpr (!kNarrow) {
+      join(t);
+      sums_of(id).add(at, t.s, c, gates_at(t.s, c.row, c.row), privates_[id].scratch);
+    }
+  }
+
+  Sums sums_of(int id) const {
+    const int parts = plan_.batch * plan_.units;
+    return Sums(a_, id % parts, parts);
   }
 
   Range inputs(const Share& t) const { return share(gi_, t.unit_part, plan_.units); }
 
-  // dx = dx-gates W_ih, for the rows of a chunk.
-  void input_gradient(const Share& t, const Private& p, int64_t n) {
-    const int64_t I = a_.I, K = G * a_.H;
-    const E* gates = static_cast<const E*>(a_.dgates) + t.s * rows_ * D * a_.H;
-    if constexpr (kRolls)
-      for (int64_t j = 0; j < n; ++j) convert(gates + p.chunk[j] * D * a_.H, K, p.gates + j * K);
-    for (int64_t j = 0; j < n; ++j)
-      p.gates_of[j] = kRolls ? p.gates + j * K : reinterpret_cast<const O*>(gates + p.chunk[j] * D * a_.H);
-    blocks(inputs(t), I, true, [&](int N, int64_t u) {
-      Tile<T, O> tile = columns(N, u, I, a_.weights[t.s].w_ih, packed_ih(t.s, u), K);
-      for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
-        alignas(64) T acc[kMaxTile * W];
-        tile.out = acc, tile.a = p.gates_of + j;
-        product(M, N, tile);
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < N; ++v)
-            store(static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j + m]) * I + (u + v) * W,
-                  load(acc + (m * N + v) * W), lanes(u + v, I));
-      });
-    });
-  }
-
-  // A tile that multiplies with N granules of columns of w (K, n), from u on, and starts from zero.
-  Tile<T, O> columns(int N, int64_t u, int64_t n, const void* w, const O* packed, int64_t K) {
-    Tile<T, O> tile;
-    const bool here = in_place(u, n);
-    for (int v = 0; v < N; ++v) {
-      tile.w[v] = here ? static_cast<const O*>(w) + (u + v) * W : packed + v * K * W;
-      tile.start[v] = zero_, tile.start_pitch[v] = 0;
+  // dx = dx-gates W_ih, for our rows of a chunk.
+  void input_gradient(const Share& t, const Private& p, const Chunk& c, int64_t n) {
+    const int64_t K = G * a_.H;
+    for (int64_t j = 0; j < n; ++j) {
+      const E* gates = gates_at(t.s, c.row, p.chunk[j]);
+      p.gates_of[j] = kRolls ? p.gates + j * K : reinterpret_cast<const O*>(gates);
+      if constexpr (kRolls) convert(gates, K, p.gates + j * K);
     }
-    tile.out_pitch = N * W, tile.offset = 0, tile.stride = here ? n : W, tile.K = K;
-    return tile;
-  }
-
-  // f(granules, first) over a range; weights read in place and a packed rest do not mix.
-  template <class F>
-  FASTRNN_INLINE void blocks(Range r, int64_t n, bool forwards, F&& f) {
-    const int64_t whole = unpacked_ && r.size() && r.end * W > n ? r.end - 1 : r.end;
-    for_blocks({r.begin, whole}, kBlock, forwards, f);
-    if (whole < r.end) for_blocks({whole, r.end}, 1, true, f);
-  }
-
-  O* gates_target(const Share& t, int64_t row, int64_t j, int64_t k) {
-    if (kRolls) return dgates_ + ((k % 2 * a_.S + t.s) * a_.B + t.row(j)) * D * a_.H;
-    return static_cast<O*>(a_.dgates) + (t.s * rows_ + row) * D * a_.H;
+    w_ih_.multiply(a_.weights[t.s].w_ih, t.s, inputs(t), p.gates_of, n, zero_,
+                   [&](int64_t j) { return static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j]) * a_.I; });
   }
 
   // With a projection, h = W_hr m: completes dh and gives dm.
   void through_projection(const Share& t, const Steps& at, int64_t when, int64_t n, const O** rows) {
-    const int64_t H = a_.H, P = a_.P;
+    const int64_t P = a_.P;
     for (int64_t j = 0; j < n; ++j) {
       const int64_t row = at.row(when, t.row(j)), own = (t.s * a_.B + t.row(j)) * P;
       rows[j] = total_ + own;
@@ -204,21 +182,12 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       }
     }
     meet(t);
-    blocks(t.units, H, true, [&](int N, int64_t u) {
-      Tile<T, O> tile = columns(N, u, H, a_.weights[t.s].w_hr, packed_hr(t.s, u), P);
-      for_tiles(n, tile_rows(N), [&](int M, int64_t j) {
-        alignas(64) T acc[kMaxTile * W];
-        tile.out = acc, tile.a = rows + j;
-        product(M, N, tile);
-        for (int m = 0; m < M; ++m)
-          for (int v = 0; v < N; ++v)
-            store(dm_ + (t.s * a_.B + t.row(j + m)) * H + (u + v) * W, load(acc + (m * N + v) * W), lanes(u + v, H));
-      });
-    });
+    w_hr_.multiply(a_.weights[t.s].w_hr, t.s, t.units, rows, n, zero_,
+                   [&](int64_t j) { return dm_ + (t.s * a_.B + t.row(j)) * a_.H; });
   }
 
-  // The cell's derivative on one vector of units.
-  FASTRNN_INLINE void cell(const Share& t, int64_t row, int64_t previous, int64_t j, int64_t k, int64_t u) {
+  // The cell's derivative on one vector of units, to the gates of its row and to their copy as operands.
+  FASTRNN_INLINE void cell(const Share& t, int64_t row, int64_t previous, int64_t j, int64_t u, E* gates, O* rolled) {
     const int64_t H = a_.H, unit = u * W, b = t.s * a_.B + t.row(j), y = t.s * a_.P + unit;
     const int n = lanes(u, H);
     V s[NS], s1[NS], ds[NS], tape[C::kTape ? C::kTape : 1], d[D];
@@ -236,6 +205,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       const T* c = static_cast<const T*>(a_.c) + t.s * rows_ * H + unit;
       const T* c0 = kNarrow ? c0_ : static_cast<const T*>(a_.c0);
       ds[NS - 1] = load(dc_ + b * H + unit, n);
+      if (a_.dc) ds[NS - 1] = ds[NS - 1] + load(elements(a_.dc) + (t.s * rows_ + row) * H + unit, n);
       s1[NS - 1] = load(c + row * H, n);
       s[NS - 1] = previous >= 0             ? load(c + previous * H, n)
                   : previous == -1 && a_.c0 ? load(c0 + b * H + unit, n)
@@ -243,8 +213,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     }
     C::step_backward(tape, s, s1, ds, d);
     for (int g = 0; g < D; ++g) {
-      store(static_cast<E*>(a_.dgates) + ((t.s * rows_ + row) * D + g) * H + unit, d[g], n);
-      if (kRolls) store(gates_target(t, row, j, k) + g * H + unit, d[g], n);
+      store(gates + g * H + unit, d[g], n);
+      if (kRolls) store(rolled + g * H + unit, d[g], n);
     }
     if (!projected_) store(dh_ + b * H + unit, ds[0], n);
     if (NS > 1) store(dc_ + b * H + unit, previous == -2 ? V(T(0)) : ds[NS - 1], n);
@@ -254,7 +224,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   void recurrent_tile(int M, int N, const Share& t, const Private& p, int64_t j, int64_t u) {
     const int64_t H = a_.H, P = a_.P;
     alignas(64) T acc[kMaxTile * W];
-    Tile<T, O> tile = columns(N, u, P, a_.weights[t.s].w_hh, packed_hh(t.s, u), G * H);
+    Tile<T, O> tile = w_hh_.tile(N, t.s, u, a_.weights[t.s].w_hh, zero_);
     tile.out = acc, tile.a = p.rows + j, tile.K = U * H;
     for (int v = 0; v < N; ++v) {  // lanes beyond a ragged end hold what follows, and are not stored
       tile.start[v] = dh_at(t, j, u + v);
@@ -289,8 +259,12 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       store(to + at + u * W, load(from + at + u * W, lanes(u, n)), lanes(u, n));
   }
 
-  int64_t gi_;  // granules of I
-  O *w_ih_, *w_hh_, *w_hr_, *total_, *dgates_;
+  int64_t gi_;    // granules of I
+  bool sums_;     // do we make the gradients of the weights, a chunk at a time?
+  int64_t most_;  // most rows of a chunk
+  ColumnWeights<T, E, O> w_ih_, w_hh_, w_hr_;
+  O *total_, *dgates_;
+  E* ring_;
   T *dh_, *dc_, *c0_, *dm_;
   Private* privates_;
 };

@@ -24,7 +24,7 @@ struct StreamWeights {
 
 // Gradients of a stream's parameters, each like the parameter, null when not wanted.
 struct StreamGradients {
-  void *w_ih, *w_hh, *b_ih, *b_hh;
+  void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 };
 
 struct Problem {
@@ -52,15 +52,18 @@ struct BackwardArgs : Problem {
   const void* y;  // as forward left them
   const void* tape;
   const void* c;
+  const void* m;
   const void* dy;                    // (N, S*P)     E
   const void* dhn;                   // (S, B, P)    E, or null for zeros
   const void* dcn;                   // (S, B, H)    E, or null for zeros
-  void* dgates;                      // (S, N, D*H)  E; may be the tape itself where the two have one size and type
+  const void* dc;                    // (S, N, H)    E, the gradient of c at every step, or null for zeros
+  void* dgates;                      // (S, N, D*H)  E, or null where `gradients` say it all; may be the tape itself
+                                     //              where the two have one size and type
   void* dh0;                         // (S, B, P)    E
   void* dc0;                         // (S, B, H)    E, for cells with c
   void* dh;                          // (S, N, P)    E, with a projection: the whole gradient of h
   void* dx;                          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
-  const StreamGradients* gradients;  // (S), or null: for at most kFewRows rows, see Backward
+  const StreamGradients* gradients;  // (S), or null; with 16-bit storage, for at most kFewRows rows only
 };
 
 using ForwardFunction = void (*)(const ForwardArgs&);
@@ -72,8 +75,7 @@ struct Kernels {
 };
 
 // Rows (steps x batch) up to which weights are read where they lie, since packing would cost more,
-// and up to which backward makes the gradients of the weights as well, since calling for a matrix
-// product would.
+// and up to which the gradients of the weights are added up row by row.
 constexpr int64_t kFewRows = 12;
 
 const Kernels& kernels();      // those of the chosen instruction set

@@ -5,25 +5,13 @@
 #include <new>
 #include <type_traits>
 
-#include "cpu/plan.h"
-#include "cpu/product.h"
+#include "cpu/columns.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
 // Rows (steps x batch) whose products with W_ih are made at once: enough to read the weights rarely,
 // few enough to stay in the cache.
 constexpr int64_t kChunkRows = 128;
-
-// f(granules, first granule) over a range in blocks of at most `most`, forwards or backwards: going
-// back and forth from step to step finds the last weights still in the cache.
-template <class F>
-FASTRNN_INLINE void for_blocks(Range r, int most, bool forwards, F&& f) {
-  const int64_t n = (r.size() + most - 1) / most;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t u = r.begin + (forwards ? i : n - 1 - i) * most;
-    f(int(r.end - u < most ? r.end - u : most), u);
-  }
-}
 
 // One thread's share of one stream.
 struct Share {
@@ -68,7 +56,7 @@ class Driver {
 
   void carve_common(Carver& m) {
     starts_ = m.take<int64_t>(Steps::room(a_));
-    barriers_ = m.take<Barrier>(1 + plan_.threads());
+    barriers_ = m.take<Barrier>(1 + plan_.threads() + plan_.streams);
     zero_ = m.take<T>((gu_ > gp_ ? gu_ : gp_) * W);
   }
 
@@ -100,7 +88,7 @@ class Driver {
     loop.carve(memory);
     loop.steps().fill();
     loop.rows_ = loop.steps().rows();
-    for (int i = 0; i < 1 + p.threads(); ++i) new (&loop.barriers_[i]) Barrier;
+    for (int i = 0; i < 1 + p.threads() + p.streams; ++i) new (&loop.barriers_[i]) Barrier;
     std::memset(loop.zero_, 0, size_t(loop.gu_ > loop.gp_ ? loop.gu_ : loop.gp_) * W * sizeof(T));
     const auto body = [](int id, void* self) { static_cast<Loop*>(self)->worker(id); };
     if (p.threads() > 1) return run_parallel(p.threads(), body, &loop);

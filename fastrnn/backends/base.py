@@ -126,9 +126,9 @@ class Output(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward returns: gradients at the gates, from which all others follow by GEMM."""
+    """What a backward returns: gradients at the gates, from which all others follow by GEMM, or those others."""
 
-    dgates: Tensor  # (S, N, D*H): dx of each gate, then dr of each split gate
+    dgates: Tensor | None  # (S, N, D*H): dx of each gate, then dr of each split gate; None with dx and dweights
     dstates: tuple[Tensor, ...]  # like the initial states, zeros or not
     dh: Tensor | None = None  # (S, N, P) with a projection: the whole gradient of h
     m: Tensor | None = None  # (S, N, H) with a projection: what it was applied to

@@ -2,7 +2,8 @@
 
 bf16 and fp16 are storage: the engine calculates in fp32 and carries c in it. Threads follow
 `torch.set_num_threads`, and the result does not depend on their number, nor does it change from
-run to run. The GEMMs around the engine are torch's own and may differ with the number of threads.
+run to run. With storage of 16 bits the gradients of the weights are GEMMs of torch, which may differ with
+the number of threads.
 """
 
 from __future__ import annotations
@@ -97,22 +98,27 @@ class Cpu(Backend):
         hidden, out = call.hidden, call.out
         rows = y.numel() // (streams * out)
         head, weights, _keep = _describe(call, hidden, out)
-        # Each step reads its part of the tape before it writes its gradients: one buffer can hold both.
-        reuse = last and tape is not None and cell.tape == cell.dgates and tape.dtype is y.dtype
-        dgates = tape if reuse and tape is not None else y.new_empty(streams, rows, cell.dgates * hidden)
+        # The engine adds up in the type of the weights: with 16 bits few rows only, or too much would be lost.
+        narrow = y.dtype in (torch.bfloat16, torch.float16)
+        few = call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
+        dweights = None if gates or (narrow and not few) else _weight_gradients(call, needed)
+        dgates: Tensor | None = None  # a chunk of steps at a time, in scratch memory
+        if narrow or gates:
+            dgates = y.new_empty(streams, rows, cell.dgates * hidden)
+        elif last and cell.tape == cell.dgates:  # in the tape, of which each step reads its part first
+            dgates = tape
         shapes = ((streams, call.batch, out), (streams, call.batch, hidden))[: cell.states]
         dstates = tuple([y.new_empty(shape) for shape in shapes])
         dh = None if m is None else y.new_empty(streams, rows, out)
         dx = x.new_empty(streams, rows, x.shape[-1]) if needed[0] else None
         dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
         dy = dy.contiguous()
+        dc = None if dc is None else dc.contiguous()
         two = cell.states > 1
-        arguments = (y, tape, c, dy, dfinals[0], dfinals[1] if two else None)
+        arguments = (y, tape, c, m, dy, dfinals[0], dfinals[1] if two else None, dc)
         results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
-        few = not gates and call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
-        dweights = _weight_gradients(call, needed) if few else None
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
-        into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w[:4]]
+        into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w]
         _engine().backward(head, weights, *addresses, into)
         if dx is not None:
             dx = (dx[0] if streams == 1 else dx.sum(0)).view(x.shape)
