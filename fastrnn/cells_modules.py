@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastrnn import quick
 from fastrnn import validation as check
-from fastrnn.backends import check_name, choose
+from fastrnn.backends import check_name, choose, requested
 from fastrnn.backends.base import GATES, Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
@@ -57,10 +57,12 @@ class RecurrentCell(nn.RNNCellBase):
     def _prepare(self, input: Any, hx: Any, lengths: Any = None, resets: Any = None) -> Problem:
         if lengths is not None or resets is not None:
             raise TypeError("lengths, resets: a cell takes neither, it runs one step")
-        cell, w = self._cell(), self._weights()
+        cell, w, stepped = self._cell(), self._weights(), False
         check.check_rank(input, (1, 2), "(I,) or (B, I)")
         if autocasts(input):
-            input, hx, (w,) = autocast(input, hx, [w])
+            # torch.nn's kernel casts by itself, and the weights not again at each step.
+            stepped = input.is_cpu and requested(self.backend) in ("auto", "native")
+            input, hx, (w,) = autocast(input, hx, [w], w.w_ih.dtype if stepped else None)
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)  # (B, I)
         check.check_input(x, w.w_ih, RuntimeError)
@@ -74,7 +76,7 @@ class RecurrentCell(nn.RNNCellBase):
                 states = tuple([a.unsqueeze(0) for a in states])
         grad = (grad or x.requires_grad) and torch.is_grad_enabled()
         features = x.shape[-1]
-        query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad)
+        query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad, cast_step=stepped)
         return Problem(x, states, (w,), query)
 
     def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:
@@ -98,10 +100,11 @@ class RecurrentCell(nn.RNNCellBase):
             full = problem._replace(states=tuple([a.unsqueeze(0) for a in states]))
             finals = tuple([a.squeeze(0) for a in empty(self._cell(), full, 1)[1]])
         carried = input if hx is None else hx if len(finals) == 1 else hx[1]
-        if carried.dtype is not query.dtype and self._gates > 1:
-            # Autocast. As in torch.nn, LSTM and GRU add to the state that they are given, and so keep its
-            # dtype (of none, the input's); the RNN's new state is the sum of two products in autocast's.
-            finals = tuple([a.to(carried.dtype) for a in finals])
+        if autocasts(input) and query.dtype is not torch.float64:
+            # As in torch.nn, LSTM and GRU add to the state that they are given, and so keep its dtype (of
+            # none, the input's); the RNN's new state is the sum of two products in autocast's.
+            kind = carried.dtype if self._gates > 1 else torch.get_autocast_dtype(input.device.type)
+            finals = tuple([a.to(kind) for a in finals])
         return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])
 
 

@@ -184,9 +184,11 @@ def autocasts(x: Any) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def autocast(x: Tensor, hx: Any, weights: Sequence[Weights]) -> tuple[Tensor, Any, Sequence[Weights]]:
-    """Under autocast everything takes its dtype, but fp64, as for torch.nn on a GPU."""
-    dtype = torch.get_autocast_dtype(x.device.type)
+def autocast(
+    x: Tensor, hx: Any, weights: Sequence[Weights], dtype: torch.dtype | None = None
+) -> tuple[Tensor, Any, Sequence[Weights]]:
+    """Under autocast everything takes its dtype (or `dtype`), but fp64, as for torch.nn on a GPU."""
+    dtype = dtype or torch.get_autocast_dtype(x.device.type)
 
     def cast(a: Any) -> Any:
         if isinstance(a, Tensor):

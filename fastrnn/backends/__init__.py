@@ -91,6 +91,8 @@ def _choose(query: Query, name: str) -> Choice:
         if why_not is not None:
             raise RuntimeError(f"backend {name!r} cannot run this call: {why_not}")
         return Choice(BACKENDS[name], "asked for by name")
+    if query.cast_step and BACKENDS["native"].unsupported(query) is None:
+        return Choice(BACKENDS["native"], "native: casts the weights once for all steps under autocast")
     skipped: list[str] = []
     for candidate in BACKENDS.values():
         why_not = candidate.unsupported(query)

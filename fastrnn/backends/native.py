@@ -11,6 +11,7 @@ class Native(Backend):
     name = "native"
     ragged_layout = "packed"
     differentiable = True
+    takes_single_steps = True
 
     def unsupported(self, query: Query) -> str | None:
         if query.resets:
@@ -26,6 +27,12 @@ class Native(Backend):
         flat: list[Tensor] = [w for stream in call.weights for w in stream if w is not None]
         bias = call.weights[0].b_ih is not None
         states = call.initial()
+        if call.single_step:
+            w = call.weights[0]
+            step = getattr(_VF, f"{call.cell.name}_cell")
+            made = step(call.x, states if call.cell.states > 1 else states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh)
+            finals = made if call.cell.states > 1 else (made,)
+            return Result(finals[0], finals)
         hx = list(states) if call.cell.states > 1 else states[0]
         layer = (flat, bias, 1, 0.0, False, len(call.weights) == 2)  # one layer, no dropout
         if call.batch_sizes is not None:
