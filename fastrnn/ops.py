@@ -159,7 +159,10 @@ def _backward(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
         grads = differentiable.backward(call, flat, tuple(douts), spread, create_graph=False, backend=engine)
         return [torch.zeros_like(a) if g is None else g.contiguous() for a, g, n in zip(flat, grads, spread) if n]  # type: ignore[arg-type]  # noqa: B905
     with torch.no_grad():
-        grads = gradients.in_form(engine, call, _unflat(call, saved, x), y, tuple(douts), spread)
+        own = _unflat(call, saved, x)
+        if own.c is None and call.cell.states > 1 and y.numel():  # the graph was made where no gradient was wanted
+            own = packing.run(engine, call, GATES).saved
+        grads = gradients.in_form(engine, call, own, y, tuple(douts), spread)
     return [g.contiguous() for g, need in zip(grads, spread, strict=True) if need and g is not None]
 
 
