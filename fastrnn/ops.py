@@ -1,7 +1,8 @@
 """The op as PyTorch's dispatcher knows it: fastrnn::forward and fastrnn::backward.
 
 torch.compile and torch.export put them into their graphs whole, with T and B symbolic. Eager calls do
-not come here, since an autograd.Function that calls a backend at once costs less.
+not come here, since an autograd.Function that calls a backend at once costs less. torch.onnx.export finds
+ONNX's operators in its place (`onnx`).
 
     x (T, B, I) or (N, I) with batch_sizes; states: all or none; weights: each stream's, without those that
     are not there; save: "gates", "states" or "" (see `fastrnn.backends.base.Saved`)
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from fastrnn import differentiable, gradients, packing
 from fastrnn.backends import BACKENDS
@@ -223,9 +225,22 @@ def _derivative(ctx: Any, dy: Tensor | None, dfinals: Any, dsaved: Any, dtrail: 
     return None, None, own[0], own[1:first], own[first:], *(None,) * 6
 
 
+def _traced(mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The op goes into a graph whole, but into those that torch.onnx.export makes as ONNX has it."""
+    if mode.pre_dispatch or not torch.onnx.is_in_onnx_export():
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+    from fastrnn import onnx
+
+    cell, _, x, *fields, _, trail = args
+    with mode:
+        y, finals, saved = onnx.forward(_call(cell, x, *fields), trail)
+        return y, list(finals), [x.new_empty(0) for _ in saved], [] if saved.c is None else [saved.c]
+
+
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("forward", _forward, _device)
     _LIBRARY.impl("backward", _backward, _device)
 torch.library.register_fake("fastrnn::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("fastrnn::backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("fastrnn::forward", _derivative, setup_context=_setup, lib=_LIBRARY)
+torch.library.register_torch_dispatch("fastrnn::forward", ProxyTorchDispatchMode, _traced, lib=_LIBRARY)
