@@ -67,13 +67,7 @@ def _operator(call: Call, how: _Operator) -> Result:
     """One node LSTM, GRU or RNN: X, W, R, B, sequence_lens, initial_h, initial_c to Y, Y_h, Y_c."""
     x, lengths, weights, hidden = call.x, call.lengths, call.weights, call.hidden
     steps, batch = call.rows
-    b_ih, b_hh = weights[0].b_ih, weights[0].b_hh
-    bias = None
-    if b_ih is not None or b_hh is not None:
-        zeros = torch.zeros_like(b_hh if b_ih is None else b_ih)  # type: ignore[arg-type]
-        bias = torch.stack(
-            [torch.cat([_gates(zeros if b is None else b, how.order) for b in (w.b_ih, w.b_hh)]) for w in weights]
-        )
+    biases = [[_gates(b, how.order) for b in (w.b_ih, w.b_hh) if b is not None] for w in weights]
     attributes = {"hidden_size": hidden, "direction": _DIRECTIONS[call.reverse], **how.attributes}
     if how.activation is not None:
         attributes["activations"] = [how.activation] * len(weights)
@@ -81,7 +75,7 @@ def _operator(call: Call, how: _Operator) -> Result:
         x,
         torch.stack([_gates(w.w_ih, how.order) for w in weights]),
         torch.stack([_gates(w.w_hh, how.order) for w in weights]),
-        bias,
+        torch.stack([torch.cat(own) for own in biases]) if biases[0] else None,
         None if lengths is None else lengths.to(torch.int32),
         *call.states,
     ]

@@ -126,11 +126,10 @@ def test_cells():
 @pytest.mark.parametrize(
     ("kind", "options", "given"),
     [
-        ("lstm_proj", {}, ("hx", "lengths")),
-        ("lstm", {"trail": True, "batch_first": True}, ("hx",)),
+        ("lstm_proj", {"trail": True, "batch_first": True}, ("hx", "lengths")),
         ("gru", {"trail": True, "bidirectional": True, "bias": False}, ALL),
     ],
-    ids=["proj_size", "return_states", "resets"],
+    ids=["proj_size, return_states", "resets"],
 )
 def test_what_the_operators_lack_is_a_scan(kind, options, given):
     model = Model(kind, **options)
