@@ -89,8 +89,7 @@ def _operator(call: Call, how: _Operator) -> Result:
     )
     y, *finals = [a.to(x.device) for a in outs]  # the stand-ins lie on the CPU
     y = y.squeeze(1) if len(weights) == 1 else y.transpose(1, 2).flatten(2)
-    if lengths is not None:  # what becomes of empty sequences ONNX does not say
-        y = torch.where((lengths > 0)[:, None], y, 0.0)
+    if lengths is not None:  # what the final states of empty sequences are ONNX does not say; its runtime has zeros
         empty = (lengths == 0)[:, None]
         finals = [torch.where(empty, old, new) for old, new in zip(call.initial(), finals, strict=True)]
     return Result(y, tuple(finals))

@@ -115,6 +115,7 @@ def test_errors_are_raised_by_the_program_too():
         run(x, None, torch.tensor([5, 1]), None)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 @pytest.mark.slow  # half a minute of compiling C++
 def test_compiled_ahead_of_time(tmp_path):
     model = Model("lstm", num_layers=2).eval()

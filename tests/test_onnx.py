@@ -145,6 +145,17 @@ def test_bfloat16_is_computed_in_float():
     assert {o.type.tensor_type.elem_type for o in made.graph.output} == {onnx.TensorProto.BFLOAT16}
 
 
+def test_a_model_on_another_device():
+    """What stands for ONNX's operators during an export lies on the CPU. Tensors without values will do."""
+    given = ("hx", "lengths")
+    with torch.device("meta"):
+        model = Model("gru")
+        args = torch.empty(T, B, I), torch.empty(1, B, H), torch.empty(B, dtype=torch.int64), None
+        program = torch.export.export(model, args, dynamic_shapes=model.dims(given))
+    graph = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False).model.graph
+    assert [node.op_type for node in graph if node.op_type in LOOPS] == ["GRU"]
+
+
 def test_a_packed_sequence_is_refused():
     class Packed(nn.Module):
         def __init__(self):
