@@ -1,10 +1,12 @@
 """The op as PyTorch's dispatcher knows it: fastrnn::forward and fastrnn::backward.
 
 torch.compile and torch.export put them into their graphs whole, with T and B symbolic. Eager calls do
-not come here, since an autograd.Function that calls a backend at once costs less.
+not come here, since an autograd.Function that calls a backend at once costs less. torch.onnx.export finds
+ONNX's operators in its place (`onnx`).
 
-    x (T, B, I) or (N, I) with batch_sizes; states: all or none; weights: each stream's, without those that
-    are not there; save: "gates", "states" or "" (see `fastrnn.backends.base.Saved`)
+    x (T, B, I) or (N, I) with batch_sizes; states: all or none (AOTInductor turns an empty list into None);
+    weights: each stream's, without those that are not there;
+    save: "gates", "states" or "" (see `fastrnn.backends.base.Saved`)
     forward -> y, final states, saved (flat, as large as a batch without shorter rows would need),
         trail: the second state at every step (S, T, B, H), or nothing
     backward -> the gradients that `needed` (x, states, weights) asks for
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from fastrnn import differentiable, gradients, packing
 from fastrnn.backends import BACKENDS
@@ -26,7 +29,7 @@ from fastrnn.validation import check_batch_sizes, check_length_range
 
 Tensors = Sequence[Tensor]
 _CALL = (
-    "str cell, str backend, Tensor x, Tensor[] states, Tensor[] weights, bool[] reverse, "
+    "str cell, str backend, Tensor x, Tensor[]? states, Tensor[] weights, bool[] reverse, "
     "Tensor? lengths, Tensor? batch_sizes, Tensor? resets"
 )
 _LIBRARY: Any = torch.library.Library("fastrnn", "DEF")  # type: ignore[no-untyped-call]
@@ -72,7 +75,7 @@ def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
 def _call(
     cell: str,
     x: Tensor,
-    states: Tensors,
+    states: Tensors | None,
     weights: Tensors,
     reverse: Sequence[bool],
     lengths: Tensor | None,
@@ -85,7 +88,7 @@ def _call(
         own: list[Any] = list(weights[s * per : (s + 1) * per])
         b_ih, b_hh = own[2:4] if per >= 4 else (None, None)
         streams.append(Weights(own[0], own[1], b_ih, b_hh, own[-1] if per % 2 else None))
-    return Call(CELLS[cell], x, tuple(states), tuple(streams), tuple(reverse), lengths, batch_sizes, resets)
+    return Call(CELLS[cell], x, tuple(states or ()), tuple(streams), tuple(reverse), lengths, batch_sizes, resets)
 
 
 def _widths(call: Call, save: str) -> tuple[int, int, int]:
@@ -159,7 +162,10 @@ def _backward(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
         grads = differentiable.backward(call, flat, tuple(douts), spread, create_graph=False, backend=engine)
         return [torch.zeros_like(a) if g is None else g.contiguous() for a, g, n in zip(flat, grads, spread) if n]  # type: ignore[arg-type]  # noqa: B905
     with torch.no_grad():
-        grads = gradients.in_form(engine, call, _unflat(call, saved, x), y, tuple(douts), spread)
+        own = _unflat(call, saved, x)
+        if own.c is None and call.cell.states > 1 and y.numel():  # the graph was made where no gradient was wanted
+            own = packing.run(engine, call, GATES).saved
+        grads = gradients.in_form(engine, call, own, y, tuple(douts), spread)
     return [g.contiguous() for g, need in zip(grads, spread, strict=True) if need and g is not None]
 
 
@@ -186,12 +192,13 @@ def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
 
 
 def _backward_fake(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
-    states, weights, needed = rest[0], rest[1], rest[-1]
+    states, weights, needed = rest[0] or (), rest[1], rest[-1]
     return [a.new_empty(a.shape) for a, need in zip((x, *states, *weights), needed, strict=True) if need]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     cell, backend, x, states, weights, reverse, lengths, batch_sizes, resets, _, _ = inputs
+    states = states or ()
     y, finals, saved, _ = output
     ctx.kind = (cell, backend, list(reverse), len(states), len(weights), len(finals))
     ctx.save_for_backward(x, *states, *weights, lengths, batch_sizes, resets, y, *saved)
@@ -217,7 +224,20 @@ def _derivative(ctx: Any, dy: Tensor | None, dfinals: Any, dsaved: Any, dtrail: 
         found = iter(torch.ops.fastrnn.backward(cell, backend, *fields, y, saved, douts, needed))
     own = [next(found) if need else None for need in needed]
     first = 1 + n_states
-    return None, None, own[0], own[1:first], own[first:], *(None,) * 6
+    dstates = own[1:first] if isinstance(states_needed, list) else None  # as they came
+    return None, None, own[0], dstates, own[first:], *(None,) * 6
+
+
+def _traced(mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The op goes into a graph whole, but into those that torch.onnx.export makes as ONNX has it."""
+    if mode.pre_dispatch or not torch.onnx.is_in_onnx_export():
+        return mode.__torch_dispatch__(func, types, args, kwargs)
+    from fastrnn import onnx
+
+    cell, _, x, *fields, _, trail = args
+    with mode:
+        y, finals, saved = onnx.forward(_call(cell, x, *fields), trail)
+        return y, list(finals), [x.new_empty(0) for _ in saved], [] if saved.c is None else [saved.c]
 
 
 for _device in ("CPU", "CUDA"):
@@ -226,3 +246,4 @@ for _device in ("CPU", "CUDA"):
 torch.library.register_fake("fastrnn::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("fastrnn::backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("fastrnn::forward", _derivative, setup_context=_setup, lib=_LIBRARY)
+torch.library.register_torch_dispatch("fastrnn::forward", ProxyTorchDispatchMode, _traced, lib=_LIBRARY)

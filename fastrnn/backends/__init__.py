@@ -12,13 +12,13 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch.compiler import is_compiling
 
 from fastrnn.backends.base import Backend, Query
 from fastrnn.backends.cpu import Cpu
 from fastrnn.backends.native import Native
 from fastrnn.backends.reference import Reference
+from fastrnn.ordinary import constant_when_compiled
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Native(), Reference())}
 NAMES = ("auto", *BACKENDS)
@@ -78,7 +78,7 @@ def choose(query: Query, backend: str = "auto") -> Choice:
     return _choose(query, requested(backend))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _name_of(name: str, *query: Any) -> str:
     return _choose(Query(*query), name).backend.name
 
