@@ -8,15 +8,18 @@ not come here, since an autograd.Function that calls a backend at once costs les
     forward -> y, final states, saved (flat, as large as a batch without shorter rows would need),
         trail: the second state at every step (S, T, B, H), or nothing
     backward -> the gradients that `needed` (x, states, weights) asks for
+        douts: of the gradients of y, the final states and the trail those that are `given`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 
 from fastrnn import uniform
 from fastrnn.backends import BACKENDS
@@ -35,7 +38,7 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 _LIBRARY.define(
-    f"backward({_CALL}, Tensor y, Tensor[] saved, Tensor?[] douts, bool[] needed) -> Tensor[]",
+    f"backward({_CALL}, Tensor y, Tensor[] saved, Tensor[] douts, bool[] given, bool[] needed) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 
@@ -119,10 +122,11 @@ def _forward_fake(
 
 
 def _backward(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
-    *fields, y, saved, douts, needed = rest
+    *fields, y, saved, douts, given, needed = rest
     call = _call(cell, x, *fields)
     flat = (call.x, *call.states, *flatten(call.weights))
-    return uniform.backward(BACKENDS[backend], call, flat, y, saved, douts, _spread(call, needed))
+    with _recorded():
+        return uniform.backward(BACKENDS[backend], call, flat, y, saved, _all(douts, given), _spread(call, needed))
 
 
 def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
@@ -130,6 +134,22 @@ def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
     first = 1 + len(call.states)
     own = iter(needed[first:])
     return (*needed[:first], *[w is not None and next(own) for w in flatten(call.weights)])
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Autograd works in here, too, though the dispatcher has left its level: some backends' backward is autograd's."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
+
+
+def _all(douts: Tensors, given: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """None for those that are not given: autograd does not look into a list that holds None."""
+    own = iter(douts)
+    return tuple([next(own) if there else None for there in given])
 
 
 def _backward_fake(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
@@ -155,31 +175,33 @@ def _derivative(ctx: Any, dy: Tensor | None, dfinals: Any, dsaved: Any, dtrail: 
     needed = [x_needed, *(states_needed or []), *weights_needed]
     douts = [dy, *(dfinals or [None] * n_finals), *(dtrail or [])]
     fields = (x, states, weights, reverse, lengths, batch_sizes, resets)
-    found = iter(torch.ops.fastrnn.backward(cell, backend, *fields, y, saved, douts, needed))
+    there, given = [d for d in douts if d is not None], [d is not None for d in douts]
+    found = iter(torch.ops.fastrnn.backward(cell, backend, *fields, y, saved, there, given, needed))
     own = [next(found) if need else None for need in needed]
     first = 1 + n_states
     return None, None, own[0], own[1:first], own[first:], *(None,) * 6
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    cell, _, x, states, weights, reverse, lengths, batch_sizes, resets, _, saved, douts, needed = inputs
-    ctx.kind = (cell, list(reverse), len(states), len(weights), len(saved), list(needed))
+    cell, _, x, states, weights, reverse, lengths, batch_sizes, resets, _, saved, douts, given, needed = inputs
+    ctx.kind = (cell, list(reverse), len(states), len(weights), len(saved), list(given), list(needed))
     ctx.save_for_backward(x, *states, *weights, lengths, batch_sizes, resets, *douts)
     ctx.set_materialize_grads(False)
 
 
 def _second_derivative(ctx: Any, dgrads: Any) -> tuple[Any, ...]:
-    cell, reverse, n_states, n_weights, n_saved, needed = ctx.kind
+    cell, reverse, n_states, n_weights, n_saved, given, needed = ctx.kind
     x, *rest = ctx.saved_tensors
     states, rest = rest[:n_states], rest[n_states:]
     weights, rest = rest[:n_weights], rest[n_weights:]
     lengths, batch_sizes, resets, *douts = rest
     call = _call(cell, x, states, weights, reverse, lengths, batch_sizes, resets)
     flat = (call.x, *call.states, *flatten(call.weights))
-    found, dd = uniform.second_derivative(call, flat, tuple(douts), _spread(call, needed), dgrads)
+    found, dd = uniform.second_derivative(call, flat, _all(douts, given), _spread(call, needed), dgrads)
+    dd = [d for d, there in zip(dd, given, strict=True) if there]
     own = [g for g, a in zip(found, flat, strict=True) if a is not None]
     first = 1 + n_states
-    return None, None, own[0], own[1:first], own[first:], *(None,) * 5, [None] * n_saved, dd, None
+    return None, None, own[0], own[1:first], own[first:], *(None,) * 5, [None] * n_saved, dd, None, None
 
 
 for _device in ("CPU", "CUDA"):
