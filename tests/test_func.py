@@ -284,7 +284,9 @@ def test_errors_say_the_same_within_vmap():
     with pytest.raises(RuntimeError, match=f"input: expected {I} features in its last dimension, got 7"):
         vmap(lambda a: module(a)[0])(torch.randn(N, T, B, 7, dtype=D))
     with pytest.raises(ValueError, match=f"lengths: expected values from 0 to {T}, got values from 1 to 9"):
-        vmap(lambda a, n: module(a, lengths=n)[0])(torch.randn(N, T, 2, I, dtype=D), torch.tensor([[1, 2], [1, 9], [1, 1]]))
+        vmap(lambda a, n: module(a, lengths=n)[0])(
+            torch.randn(N, T, 2, I, dtype=D), torch.tensor([[1, 2], [1, 9], [1, 1]])
+        )
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

@@ -62,7 +62,9 @@ def test_the_gradients_are_those_of_save_gates(name, kind, options, dtype):
             seeds = [torch.linspace(-1, 1, o.numel()).view(o.shape).to(o.dtype) for o in outs]
             wanted = [data, *leaves(hx), *module.parameters()]
             grads = torch.autograd.grad(outs, wanted, seeds, allow_unused=True)
-            found.append([*outs, *[torch.zeros_like(a) if g is None else g for a, g in zip(wanted, grads, strict=True)]])
+            found.append(
+                [*outs, *[torch.zeros_like(a) if g is None else g for a, g in zip(wanted, grads, strict=True)]]
+            )
         limit = {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype)
         for k, (gates, states) in enumerate(zip(*found, strict=True)):
             assert_equal(f"{form}, {k}", states, gates, limit)
@@ -158,9 +160,7 @@ def test_all_states_are_those_of_the_cells(name, kind, ragged, save):
     hx = tuple(torch.randn(B, H, dtype=D, requires_grad=True) for _ in range(1 + (kind == "lstm")))
     lengths = torch.tensor([3, 7, 0, 1, 7]) if ragged else torch.full((B,), T)
     lead = tuple(a[None] for a in hx)
-    y, _, states = module(
-        x, lead if len(hx) > 1 else lead[0], lengths=lengths if ragged else None, return_states=True
-    )
+    y, _, states = module(x, lead if len(hx) > 1 else lead[0], lengths=lengths if ragged else None, return_states=True)
     assert len(states) == len(hx)
     assert torch.equal(states[0][0], y)
     want = step_by_step(module, x, hx if len(hx) > 1 else hx[0], lengths)
@@ -190,7 +190,12 @@ def test_the_forms_of_all_states(name, kind):
     out = P if kind.endswith("proj") else H
     assert h.shape == (2, T, B, 2 * out)
     assert len(states) == 1 + ("lstm" in kind)
-    last = [s[k, -1 if d == 0 else 0, :, d * (s.shape[-1] // 2) :][:, : s.shape[-1] // 2] for s in states for k in (0, 1) for d in (0, 1)]
+    last = [
+        s[k, -1 if d == 0 else 0, :, d * (s.shape[-1] // 2) :][:, : s.shape[-1] // 2]
+        for s in states
+        for k in (0, 1)
+        for d in (0, 1)
+    ]
     for k, (a, f) in enumerate(zip(last, [f for s in leaves(hx) for f in s], strict=True)):
         assert_equal(f"final state {k}", a, f)
     first = build(kind, backend=name, num_layers=2, bidirectional=True, batch_first=True)
