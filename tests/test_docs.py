@@ -14,9 +14,10 @@ NAMED = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", TABLE.read_text()) if TABLE
 
 
 def test_the_table_names_tests():
-    rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| ") and "---" not in line]
+    first = TABLE.read_text().split("|---|---|---|\n", 1)[1].split("\n\n", 1)[0]
+    rows = first.splitlines()
     assert len(rows) > 10
-    without = [row for row in rows[1:] if "tests/" not in row]
+    without = [row for row in rows if "tests/" not in row]
     assert not without
 
 

@@ -16,7 +16,7 @@ from fastrnn.cells import CELLS
 D = torch.float64
 T, B, I, H, P = 7, 5, 4, 9, 3  # noqa: E741
 ENGINES = [name for name in usable_backends() if not BACKENDS[name].differentiable]
-WITH_STATES = [name for name in usable_backends(resets=True)]
+WITH_STATES = usable_backends(resets=True)
 
 
 def build(kind, dtype=D, **options):
@@ -226,7 +226,7 @@ def test_nothing_to_run(backend, kind, shape):
 
 def test_native_says_why_not():
     module = fastrnn.LSTM(I, H, backend="native")
-    with pytest.raises(RuntimeError, match="native.*returns the last of c only"):
+    with pytest.raises(RuntimeError, match=r"native.*returns the last of c only"):
         module(torch.randn(T, B, I), return_states=True)
     y, _, (h,) = fastrnn.GRU(I, H, backend="native")(torch.randn(T, B, I), return_states=True)
     assert torch.equal(h[0], y)
