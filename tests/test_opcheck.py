@@ -111,6 +111,10 @@ def test_packed_calls_without_states_are_refused():
         torch.ops.fastrnn.forward(*args)
 
 
+needs_cuda = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a CUDA build")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
 def place(module, device):
     """New parameters there: without CUDA fake ones can be neither initialised nor moved."""
     for name, p in list(module.named_parameters()):
@@ -119,13 +123,17 @@ def place(module, device):
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("keywords", [(), ("lengths",), ("resets",), ("lengths", "resets", "return_states")], ids=str)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", DEVICES)
 def test_fake_tensors_ask_for_no_value(name, keywords, device):
     """Nothing reads the device: where it would, a fake tensor raises DataDependentOutputException.
 
     On the GPU only of the reference: torch.nn's kernels do not run on fake CUDA tensors without CUDA.
     """
-    with FakeTensorMode(), fastrnn.backend("reference" if device == "cuda" else "auto"):
+    with (
+        FakeTensorMode(),
+        fastrnn.backend("reference" if device == "cuda" else "auto"),
+        torch.set_grad_enabled(device == "cpu"),
+    ):
         module = getattr(fastrnn, name)(I, H, 2, bidirectional=True)
         place(module, device)
         x = torch.empty(T, B, I, device=device, requires_grad=True)
@@ -136,21 +144,25 @@ def test_fake_tensors_ask_for_no_value(name, keywords, device):
         }
         outs = leaves(module(x, **{key: given[key] for key in keywords}))
         wanted = [x, *module.parameters()]
-        # Autograd has no thread for a device that is not there.
+        # Without CUDA autograd ends the process where it asks for the device's stream.
         grads = torch.autograd.grad([o.sum() for o in outs], wanted) if device == "cpu" else ()
         with torch.no_grad():
             module(x, **{key: given[key] for key in keywords})
     assert outs[0].shape == (T, B, 2 * H)
     assert outs[1].shape == (4, B, H)
     assert {a.device.type for a in (*outs, *grads)} == {device}
-    assert all(o.requires_grad for o in outs)
+    assert all(o.requires_grad == (device == "cpu") for o in outs)
     assert not grads or [g.shape for g in grads] == [a.shape for a in wanted]
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", DEVICES)
 def test_fake_cells(name, device):
-    with FakeTensorMode(), fastrnn.backend("reference" if device == "cuda" else "auto"):
+    with (
+        FakeTensorMode(),
+        fastrnn.backend("reference" if device == "cuda" else "auto"),
+        torch.set_grad_enabled(device == "cpu"),
+    ):
         cell = getattr(fastrnn, name)(I, H)
         place(cell, device)
         x = torch.empty(B, I, device=device, requires_grad=True)
