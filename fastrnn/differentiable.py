@@ -10,10 +10,13 @@ from torch import Tensor
 from fastrnn import packing
 from fastrnn.backends.base import NOTHING, STATES, Backend, Call, Output, unflatten
 from fastrnn.backends.reference import REFERENCE
+from fastrnn.ordinary import dual, transformed
 
 
 def run(backend: Backend, call: Call, trail: bool = False) -> Output:
-    """Run `call` on a differentiable backend."""
+    """Run `call` on a differentiable backend, under torch.func and forward mode on the reference."""
+    if transformed() or dual():
+        backend = REFERENCE
     single = call.single_step
     if single and backend.takes_single_steps:
         result = backend.forward(call, NOTHING)

@@ -10,20 +10,23 @@ ONNX's operators in its place (`onnx`).
     forward -> y, final states, saved (flat, as large as a batch without shorter rows would need),
         trail: the second state at every step (S, T, B, H), or nothing
     backward -> the gradients that `needed` (x, states, weights) asks for
+        douts: of the gradients of y, the final states and the trail those that are `given`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from fastrnn import differentiable, gradients, packing
+from fastrnn import uniform
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Output, Saved, Weights, flatten
+from fastrnn.backends.base import NOTHING, Backend, Call, Output, Weights, flatten
 from fastrnn.cells import CELLS
 from fastrnn.validation import check_batch_sizes, check_length_range
 
@@ -38,7 +41,7 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 _LIBRARY.define(
-    f"backward({_CALL}, Tensor y, Tensor[] saved, Tensor?[] douts, bool[] needed) -> Tensor[]",
+    f"backward({_CALL}, Tensor y, Tensor[] saved, Tensor[] douts, bool[] given, bool[] needed) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 
@@ -48,6 +51,8 @@ def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
     single = call.single_step
     if single:
         call = call.as_sequence()
+    elif call.batch_sizes is not None:
+        call = call._replace(states=call.initial())
     given = flatten(call.weights)
     weights = [w for w in given if w is not None]
     inputs = (call.x, *call.states, *weights)
@@ -91,49 +96,17 @@ def _call(
     return Call(CELLS[cell], x, tuple(states or ()), tuple(streams), tuple(reverse), lengths, batch_sizes, resets)
 
 
-def _widths(call: Call, save: str) -> tuple[int, int, int]:
-    """Values per stream and row of tape, c and m."""
-    cell, projected = call.cell, call.weights[0].w_hr is not None
-    tape = cell.tape * call.hidden if save == GATES else 0
-    return tape, call.hidden if cell.states > 1 and save else 0, call.hidden if projected and save == GATES else 0
-
-
-def _saved_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
 def _forward(cell: str, backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     *fields, save, trail = rest
-    call, engine = _call(cell, x, *fields), BACKENDS[backend]
+    call = _call(cell, x, *fields)
     if call.lengths is not None:
         check_length_range(call.lengths, x.shape[0])
     if call.batch_sizes is not None:
         check_batch_sizes(call.batch_sizes, x.shape[0])
-    keep = save
-    if engine.differentiable:
-        keep = NOTHING  # backward runs it again
-    y, finals, saved = packing.run(engine, call, keep or (STATES if trail else NOTHING))
-    if y.data_ptr() == finals[0].data_ptr():
-        y = y.clone()
-    states = []
-    if trail and saved.c is not None:
-        c = saved.c
-        if call.lengths is not None and engine.ragged_layout == "packed":
-            packed, _ = packing.pack_call(call)
-            c = torch.stack([packed.unpack(a) for a in c])
-        states.append(differentiable.at_every_step(call, c).clone())
-    room = len(call.weights) * (y.numel() // max(1, y.shape[-1]))
-    return y, list(finals), [_flat(a, room * n, x) for a, n in zip(saved, _widths(call, save), strict=True)], states
-
-
-def _flat(a: Tensor | None, size: int, like: Tensor) -> Tensor:
-    """`a` as a vector of `size` elements, the first of them its own."""
-    if a is not None and a.numel() == size:
-        return a.view(-1)
-    out = like.new_empty(size, dtype=_saved_dtype(like))
-    if a is not None and size:
-        out[: a.numel()] = a.view(-1)
-    return out
+        if not call.states:
+            raise ValueError("states: expected with batch_sizes, as they tell B")
+    y, finals, saved, states = uniform.forward(BACKENDS[backend], call, save, trail)
+    return y, [a for a in finals if a is not None], saved, states
 
 
 def _forward_fake(
@@ -145,43 +118,18 @@ def _forward_fake(
     batch = call.states[0].shape[1] if call.states else x.shape[-2]  # packed calls always bring states
     finals = [x.new_empty(streams, batch, n) for n in (call.out, call.hidden)[: call.cell.states]]
     y = x.new_empty(*call.rows, streams * call.out)
-    room = streams
-    for n in call.rows:
-        room = room * n
-    saved = [x.new_empty(room * n, dtype=_saved_dtype(x)) for n in _widths(call, save)]
+    dtype = uniform.saved_dtype(x)
+    saved = [x.new_empty(n, dtype=dtype) for n in uniform.vector_sizes(BACKENDS[backend], call, save)]
     states = [x.new_empty(streams, *call.rows, call.hidden)] if trail and call.cell.states > 1 else []
     return y, finals, saved, states
 
 
 def _backward(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
-    *fields, y, saved, douts, needed = rest
-    call, engine = _call(cell, x, *fields), BACKENDS[backend]
+    *fields, y, saved, douts, given, needed = rest
+    call = _call(cell, x, *fields)
     flat = (call.x, *call.states, *flatten(call.weights))
-    spread = _spread(call, needed)
-    if engine.differentiable:
-        grads = differentiable.backward(call, flat, tuple(douts), spread, create_graph=False, backend=engine)
-        return [torch.zeros_like(a) if g is None else g.contiguous() for a, g, n in zip(flat, grads, spread) if n]  # type: ignore[arg-type]  # noqa: B905
-    with torch.no_grad():
-        own = _unflat(call, saved, x)
-        if own.c is None and call.cell.states > 1 and y.numel():  # the graph was made where no gradient was wanted
-            own = packing.run(engine, call, GATES).saved
-        grads = gradients.in_form(engine, call, own, y, tuple(douts), spread)
-    return [g.contiguous() for g, need in zip(grads, spread, strict=True) if need and g is not None]
-
-
-def _unflat(call: Call, saved: Tensors, x: Tensor) -> Saved:
-    """What `_flat` made of a `Saved`, back in its shape: there are as many rows as there are tokens."""
-    streams, rows = len(call.weights), 1
-    for n in call.rows:
-        rows *= n
-    if call.lengths is not None:
-        rows = int(call.lengths.sum())
-    hidden = call.hidden
-    widths = (call.cell.tape * hidden, hidden, hidden)
-    out = []
-    for a, n in zip(saved, widths, strict=True):
-        out.append(a[: streams * rows * n].view(streams, rows, n) if a.numel() else None)
-    return Saved(*out)
+    with _recorded():
+        return uniform.backward(BACKENDS[backend], call, flat, y, saved, _all(douts, given), _spread(call, needed))
 
 
 def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
@@ -189,6 +137,22 @@ def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
     first = 1 + len(call.states)
     own = iter(needed[first:])
     return (*needed[:first], *[w is not None and next(own) for w in flatten(call.weights)])
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Autograd works in here, too, though the dispatcher has left its level: some backends' backward is autograd's."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
+
+
+def _all(douts: Tensors, given: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """None for those that are not given: autograd does not look into a list that holds None."""
+    own = iter(douts)
+    return tuple([next(own) if there else None for there in given])
 
 
 def _backward_fake(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
@@ -215,13 +179,8 @@ def _derivative(ctx: Any, dy: Tensor | None, dfinals: Any, dsaved: Any, dtrail: 
     needed = [x_needed, *(states_needed or []), *weights_needed]
     douts = [dy, *(dfinals or [None] * n_finals), *(dtrail or [])]
     fields = (x, states, weights, reverse, lengths, batch_sizes, resets)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        call = _call(cell, *fields)
-        spread, flat = _spread(call, needed), (call.x, *call.states, *flatten(call.weights))
-        grads = differentiable.backward(call, flat, tuple(douts), spread)
-        found = iter([g for g, need in zip(grads, spread, strict=True) if need])
-    else:
-        found = iter(torch.ops.fastrnn.backward(cell, backend, *fields, y, saved, douts, needed))
+    there, given = [d for d in douts if d is not None], [d is not None for d in douts]
+    found = iter(torch.ops.fastrnn.backward(cell, backend, *fields, y, saved, there, given, needed))
     own = [next(found) if need else None for need in needed]
     first = 1 + n_states
     dstates = own[1:first] if isinstance(states_needed, list) else None  # as they came
@@ -240,6 +199,31 @@ def _traced(mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dic
         return y, list(finals), [x.new_empty(0) for _ in saved], [] if saved.c is None else [saved.c]
 
 
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    cell, _, x, states, weights, reverse, lengths, batch_sizes, resets, _, saved, douts, given, needed = inputs
+    count = None if states is None else len(states)
+    ctx.kind = (cell, list(reverse), count, len(weights), len(saved), list(given), list(needed))
+    ctx.save_for_backward(x, *(states or ()), *weights, lengths, batch_sizes, resets, *douts)
+    ctx.set_materialize_grads(False)
+
+
+def _second_derivative(ctx: Any, dgrads: Any) -> tuple[Any, ...]:
+    cell, reverse, count, n_weights, n_saved, given, needed = ctx.kind
+    x, *rest = ctx.saved_tensors
+    n_states = count or 0
+    states, rest = rest[:n_states], rest[n_states:]
+    weights, rest = rest[:n_weights], rest[n_weights:]
+    lengths, batch_sizes, resets, *douts = rest
+    call = _call(cell, x, states, weights, reverse, lengths, batch_sizes, resets)
+    flat = (call.x, *call.states, *flatten(call.weights))
+    found, dd = uniform.second_derivative(call, flat, _all(douts, given), _spread(call, needed), dgrads)
+    dd = [d for d, there in zip(dd, given, strict=True) if there]
+    own = [g for g, a in zip(found, flat, strict=True) if a is not None]
+    first = 1 + n_states
+    dstates = None if count is None else own[1:first]
+    return None, None, own[0], dstates, own[first:], *(None,) * 5, [None] * n_saved, dd, None, None
+
+
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("forward", _forward, _device)
     _LIBRARY.impl("backward", _backward, _device)
@@ -247,3 +231,4 @@ torch.library.register_fake("fastrnn::forward", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("fastrnn::backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("fastrnn::forward", _derivative, setup_context=_setup, lib=_LIBRARY)
 torch.library.register_torch_dispatch("fastrnn::forward", ProxyTorchDispatchMode, _traced, lib=_LIBRARY)
+torch.library.register_autograd("fastrnn::backward", _second_derivative, setup_context=_setup_second, lib=_LIBRARY)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastrnn.backends.base import Backend, Call, Result, Saved
+from fastrnn.ordinary import dual, plain, transformed
 
 
 class Packing(NamedTuple):
@@ -47,11 +49,16 @@ class Packing(NamedTuple):
 
     def pack(self, padded: Tensor) -> Tensor:
         """(T, B, ...) to (N, ...)."""
+        if _by_operations(padded):
+            return padded.reshape(-1, *padded.shape[2:]).index_select(0, self.rows)
         packed: Tensor = _Pack.apply(padded, self)  # type: ignore[no-untyped-call]
         return packed
 
     def unpack(self, rows: Tensor) -> Tensor:
         """(N, ...) to (T, B, ...), zero where there is no token."""
+        if _by_operations(rows):
+            blank = rows.new_zeros(self.steps * self.order.numel(), *rows.shape[1:])
+            return blank.index_copy(0, self.rows, rows).reshape(self.steps, self.order.numel(), *rows.shape[1:])
         padded: Tensor = _Unpack.apply(rows, self)  # type: ignore[no-untyped-call]
         return padded
 
@@ -77,6 +84,11 @@ class Packing(NamedTuple):
         return tuple(out)
 
 
+def _by_operations(a: Tensor) -> bool:
+    """Must PyTorch see what is done? Otherwise the two functions below, which cost less, know the derivative."""
+    return is_compiling() or transformed() or dual() or not plain((a,))
+
+
 class _Pack(torch.autograd.Function):
     """The derivative of a gather by distinct rows is a plain copy back; autograd's own would add row by row."""
 
@@ -87,7 +99,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
-        return _Unpack.apply(d, ctx.packing), None  # type: ignore[no-untyped-call]
+        return ctx.packing.unpack(d), None
 
 
 class _Unpack(torch.autograd.Function):
@@ -100,7 +112,7 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
-        return _Pack.apply(d, ctx.packing), None  # type: ignore[no-untyped-call]
+        return ctx.packing.pack(d), None
 
 
 def previous_rows(call: Call, reverse: bool) -> Tensor:

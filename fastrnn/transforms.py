@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
-from fastrnn import differentiable, gradients, packing
-from fastrnn.backends.base import NOTHING, STATES, Backend, Call, Output, Saved, flatten, unflatten
+from fastrnn import uniform
+from fastrnn.backends.base import NOTHING, Backend, Call, Output, Saved, flatten, unflatten
 from fastrnn.cells import Cell
 
 _MASKS, _SAVED = 3, len(Saved._fields)
@@ -71,15 +71,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(meta: Meta, *tensors: Any) -> Any:
         call = meta.call(tensors[:_MASKS], tensors[_MASKS:])
-        y, finals, saved = packing.run(meta.backend, call, meta.save or (STATES if meta.trail else NOTHING))
-        trail: tuple[Tensor, ...] = ()
-        if meta.trail and saved.c is not None:
-            c = saved.c
-            if call.lengths is not None and meta.backend.ragged_layout == "packed":
-                order, _ = packing.pack_call(call)
-                c = torch.stack([order.unpack(a) for a in c])
-            trail = (differentiable.at_every_step(call, c).clone(),)
-        return (y, *finals, *[y.new_empty(0) if a is None else a for a in saved], *trail)
+        y, finals, saved, trail = uniform.forward(meta.backend, call, meta.save, meta.trail)
+        return (y, *finals, *saved, *trail)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -121,11 +114,12 @@ class _Shape(NamedTuple):
     meta: Meta
     needed: tuple[bool, ...]  # of x, the states and the weights
     flat: int  # how many those are
+    samples: int | None = None  # blocks of rows, each of which wants weights' gradients of its own
 
-    def split(self, tensors: Any) -> tuple[Any, Any, Any, Saved, Any]:
+    def split(self, tensors: Any) -> tuple[Any, Any, Any, Any, Any]:
         """masks, flat, y, saved, douts."""
         at = _MASKS + self.flat
-        saved = Saved(*[a if a.numel() else None for a in tensors[at + 1 : at + 1 + _SAVED]])
+        saved = tensors[at + 1 : at + 1 + _SAVED]
         return tensors[:_MASKS], tensors[_MASKS:at], tensors[at], saved, tensors[at + 1 + _SAVED :]
 
 
@@ -136,8 +130,7 @@ class _Backward(torch.autograd.Function):
     def forward(shape: _Shape, *tensors: Any) -> Any:
         masks, flat, y, saved, douts = shape.split(tensors)
         call = shape.meta.call(masks, flat)
-        grads = gradients.in_form(shape.meta.backend, call, saved, y, douts, shape.needed)
-        return tuple([g for g, need in zip(grads, shape.needed, strict=True) if need])
+        return tuple(uniform.backward(shape.meta.backend, call, flat, y, saved, douts, shape.needed, shape.samples))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -147,25 +140,11 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dgrads: Any) -> Any:
-        """The second derivative, which autograd takes of the first one's own graph on the reference."""
         shape = ctx.shape
         masks, flat, _, saved, douts = shape.split(ctx.saved_tensors)
-        create = torch.is_grad_enabled()
-        with torch.enable_grad():
-            own = [_own(a, create) for a in (*flat, *douts)]
-            f, d = tuple(own[: len(flat)]), tuple(own[len(flat) :])
-            grads = differentiable.backward(shape.meta.call(masks, f), f, d, shape.needed)
-            made = [g for g, need in zip(grads, shape.needed, strict=True) if need]
-            pairs = [(g, v) for g, v in zip(made, dgrads, strict=True) if g is not None and v is not None]
-            inputs = [a for a in own if a is not None]
-            second = iter(
-                torch.autograd.grad(
-                    [g for g, _ in pairs], inputs, [v for _, v in pairs], create_graph=create, allow_unused=True
-                )
-            )
-        found = [None if a is None else next(second) for a in own]
-        head, middle = (None,) * (1 + _MASKS), (None,) * (1 + len(saved))
-        return (*head, *found[: len(flat)], *middle, *found[len(flat) :])
+        call = shape.meta.call(masks, flat)
+        found, dd = uniform.second_derivative(call, flat, douts, shape.needed, dgrads, shape.samples)
+        return (*(None,) * (1 + _MASKS), *found, *(None,) * (1 + len(saved)), *dd)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, shape: _Shape, *tensors: Any) -> Any:
@@ -174,23 +153,16 @@ class _Backward(torch.autograd.Function):
         if not _foldable(tensors, dims, data, shape.flat):
             return _stacked([_Backward.apply(shape, *_take(i, tensors, dims)) for i in range(n)])  # type: ignore[no-untyped-call]
         folded = [_fold(n, a, d, at) for a, d, at in zip(tensors[:data], dims, _BATCH_AXES, strict=False)]
-        _, flat, y, saved, douts = shape.split(tensors)
-        y_dim, dout_dims = dims[_MASKS + shape.flat], dims[len(dims) - len(douts) :]
-        axes = [1] * (1 + meta.cell.states) + [2]
-        call = meta.call(folded[:_MASKS], (*folded[_MASKS:], *flat[1 + meta.states :]))
-        douts = tuple([_fold(n, a, d, at) for a, d, at in zip(douts, dout_dims, axes, strict=False)])
-        grads = gradients.of_each_sample(meta.backend, call, saved, _fold(n, y, y_dim, 1), douts, shape.needed, n)
-        out = [_unfold(n, g, 1) if k < 1 + meta.states else g for k, g in enumerate(grads)]
-        where = [1 if k < 1 + meta.states else 0 for k in range(len(grads))]
-        kept = [(g, at) for g, at, need in zip(out, where, shape.needed, strict=True) if need]
-        return tuple([g for g, _ in kept]), tuple([at for _, at in kept])
-
-
-def _own(a: Tensor | None, create: bool) -> Tensor | None:
-    """A leaf, or a view that continues its graph, to differentiate with respect to."""
-    if a is None:
-        return None
-    return a.view_as(a) if create and a.requires_grad else a.detach().requires_grad_()
+        at = _MASKS + shape.flat
+        ends, axes = at + 1 + _SAVED, [1] * (1 + meta.cell.states) + [2]
+        y = _fold(n, tensors[at], dims[at], 1)
+        douts = [_fold(n, a, d, axis) for a, d, axis in zip(tensors[ends:], dims[ends:], axes, strict=False)]
+        inner = shape._replace(samples=n * (shape.samples or 1))
+        grads = _Backward.apply(inner, *folded, *tensors[data:at], y, *tensors[at + 1 : ends], *douts)  # type: ignore[no-untyped-call]
+        of_data = [k <= meta.states for k, need in enumerate(shape.needed) if need]
+        own = () if shape.samples is None else (shape.samples,)
+        out = [_unfold(n, g, 1) if d else g.view(n, *own, *g.shape[1:]) for g, d in zip(grads, of_data, strict=True)]
+        return tuple(out), tuple([int(d) for d in of_data])
 
 
 def _foldable(tensors: Any, dims: Any, data: int, flat: int) -> bool:

@@ -34,32 +34,6 @@ def test_cell_gradients_at_any_batch(name, batch):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_double_backward_through_a_chain_of_steps(name):
-    results = []
-    start = torch.randn(2, 3, dtype=torch.float64)
-    for m in pair(name, 3, 4, dtype=torch.float64):
-        x, h = start.clone().requires_grad_(), None
-        for _ in range(3):
-            h = m(x, h)
-        (g,) = torch.autograd.grad(first(h).pow(2).sum(), x, create_graph=True)
-        g.pow(2).sum().backward()
-        results.append([g.detach(), x.grad, *(p.grad for p in m.parameters())])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_double_backward_counts_an_input_given_twice_once_in_each_place():
-    ours, theirs = pair("LSTM", 4, 4, dtype=torch.float64)
-    x, h0 = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
-    grads = []
-    for m in (ours, theirs):
-        h = h0.clone().requires_grad_()
-        (g,) = torch.autograd.grad(m(x, (h, h))[0].pow(2).sum(), h, create_graph=True)
-        grads.append(g)
-    torch.testing.assert_close(*grads)
-
-
 @pytest.mark.parametrize("sizes", [[500, 400, 300], [3, 900], [4, 6], [5, 0, 5]])
 def test_packed_sequences_that_lie_about_their_rows_are_refused(sizes):
     with pytest.raises(RuntimeError, match="batch_sizes"):

@@ -71,7 +71,7 @@ def choose(query: Query, backend: str = "auto") -> Choice:
         ValueError: no backend has this name.
         RuntimeError: the backend asked for by name cannot run the call.
     """
-    if is_compiling():  # sizes of x may be unknown there, so that no rule may depend on them
+    if is_compiling() or type(query.T + query.B) is not int:  # sizes may be unknown: no rule may depend on them
         name = backend if backend != "auto" else _requested_last
         fixed = (query.dtype, 1, 1, *query[5:])
         return Choice(BACKENDS[_name_of(name, query.cell, query.device, *fixed)], "chosen when compiled")

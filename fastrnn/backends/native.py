@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import _VF, Tensor
 
 from fastrnn.backends.base import Backend, Call, Query, Result
@@ -34,7 +35,8 @@ class Native(Backend):
             finals = made if call.cell.states > 1 else (made,)
             return Result(finals[0], finals)
         hx = list(states) if call.cell.states > 1 else states[0]
-        layer = (flat, bias, 1, 0.0, False, len(call.weights) == 2)  # one layer, no dropout
+        # One layer, no dropout; cuDNN must know of a backward to come, whatever the module's mode.
+        layer = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(call.weights) == 2)
         if call.batch_sizes is not None:
             y, *finals = function(call.x, call.batch_sizes, hx, *layer)
         else:
