@@ -6,6 +6,7 @@ import torch
 from torch import _VF, Tensor
 
 from fastrnn.backends.base import Backend, Call, Query, Result
+from fastrnn.ordinary import traced
 
 
 class Native(Backend):
@@ -35,8 +36,9 @@ class Native(Backend):
             finals = made if call.cell.states > 1 else (made,)
             return Result(finals[0], finals)
         hx = list(states) if call.cell.states > 1 else states[0]
-        # One layer, no dropout; cuDNN must know of a backward to come, whatever the module's mode.
-        layer = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(call.weights) == 2)
+        # cuDNN must know of a backward to come, whatever the module's mode; a trace is to serve with and without.
+        train = torch.is_grad_enabled() and not traced()
+        layer = (flat, bias, 1, 0.0, train, len(call.weights) == 2)  # one layer, no dropout
         if call.batch_sizes is not None:
             y, *finals = function(call.x, call.batch_sizes, hx, *layer)
         else:
