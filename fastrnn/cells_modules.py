@@ -81,9 +81,9 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:
         """Names of the parameters, in the order of `Weights`."""
-        names = (*_NAMES[: 4 if self.bias else 2], *(None,) * (1 if self.bias else 3))
-        self.__dict__["_quick_names"] = (names,)
-        return (names,)
+        names = ((*_NAMES, None),)  # of a bias too that is None, for it may be assigned later
+        self.__dict__["_quick_names"] = names
+        return names
 
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         cell = self._cell()
