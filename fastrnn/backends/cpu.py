@@ -76,7 +76,7 @@ class Cpu(Backend):
         tokens = y.numel() // (streams * out)
         tape = save == GATES and cell.tape
         sizes = (tape * hidden, (c_n is not None) * hidden, (tape and weights[0].w_hr is not None) * hidden)
-        saved = Saved._make([torch.empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
+        saved = Saved._make([x.new_empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
         _engine().forward(head, flat, *addresses, *[0 if a is None else a.data_ptr() for a in saved])
         return Result(y, finals, saved)
 
