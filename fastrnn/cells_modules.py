@@ -81,9 +81,9 @@ class RecurrentCell(nn.RNNCellBase):
 
     def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:
         """Names of the parameters, in the order of `Weights`."""
-        names = (*_NAMES[: 4 if self.bias else 2], *(None,) * (1 if self.bias else 3))
-        self.__dict__["_quick_names"] = (names,)
-        return (names,)
+        names = ((*_NAMES, None),)  # of a bias too that is None, for it may be assigned later
+        self.__dict__["_quick_names"] = names
+        return names
 
     def _step(self, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
         cell = self._cell()
@@ -101,9 +101,11 @@ class RecurrentCell(nn.RNNCellBase):
             finals = tuple([a.squeeze(0) for a in empty(self._cell(), full, 1)[1]])
         carried = input if hx is None else hx if len(finals) == 1 else hx[1]
         if autocasts(input) and query.dtype is not torch.float64:
-            # As in torch.nn, LSTM and GRU add to the state that they are given, and so keep its dtype (of
-            # none, the input's); the RNN's new state is the sum of two products in autocast's.
-            kind = carried.dtype if self._gates > 1 else torch.get_autocast_dtype(input.device.type)
+            # As in torch.nn, LSTM and GRU add products in autocast's dtype to the state that they are given (of
+            # none, to zeros of the input's dtype); the RNN's new state is a sum of two such products.
+            kind = torch.get_autocast_dtype(input.device.type)
+            if self._gates > 1:
+                kind = torch.promote_types(kind, carried.dtype)
             finals = tuple([a.to(kind) for a in finals])
         return finals if input.dim() == 2 else tuple([a.squeeze(0) for a in finals])
 

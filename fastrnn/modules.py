@@ -70,6 +70,7 @@ class Recurrent(nn.RNNBase):
         )
         self.backend = check_name(backend)
         self.save = check_save(save)
+        self.__dict__.pop("_quick_names", None)  # of another call of __init__
 
     @property
     def _flat_weights(self) -> list[Any]:

@@ -50,7 +50,11 @@ def plain(tensors: Iterable[Tensor | None]) -> bool:
     """Are they of torch's own types, and their values those that lie in memory?"""
     if not _PLAIN.issuperset(map(type, tensors)):
         return False
-    return not [a for a in tensors if type(a) is Tensor and (a.is_neg() or a._is_zerotensor() or _batched(a))]
+    return not [
+        a
+        for a in tensors
+        if a is not None and (a.is_neg() or (type(a) is Tensor and (a._is_zerotensor() or _batched(a))))
+    ]
 
 
 def ordinary(tensors: tuple[Tensor | None, ...]) -> bool:

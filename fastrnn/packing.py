@@ -35,14 +35,14 @@ class Packing(NamedTuple):
     @staticmethod
     def of_batch_sizes(batch_sizes: Tensor, batch: int, device: torch.device) -> Packing:
         """From the batch_sizes of a PackedSequence of `batch` rows; the rows keep their order."""
-        order = torch.arange(batch)
+        order = torch.arange(batch, device="cpu")
         return Packing._build((batch_sizes[:, None] > order).sum(0), order, batch_sizes.numel(), device)
 
     @staticmethod
     def _build(ordered: Tensor, order: Tensor, steps: int, device: torch.device) -> Packing:
         batch = order.numel()
         longest = int(ordered[0]) if batch else 0
-        time = torch.arange(longest)[:, None]
+        time = torch.arange(longest, device="cpu")[:, None]
         live = time < ordered
         index = (time * batch + order)[live]
         return Packing(steps, order.to(device), ordered, live.sum(1), index.to(device))
@@ -124,14 +124,14 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
     batch = call.batch
     if call.batch_sizes is None:
         steps = call.x.shape[0]
-        sizes = torch.full((steps,), batch)
+        sizes = torch.full((steps,), batch, device="cpu")
     else:
         sizes = call.batch_sizes
         steps = sizes.numel()
     starts = torch.cumsum(sizes, 0) - sizes
-    time = torch.repeat_interleave(torch.arange(steps), sizes)
+    time = torch.repeat_interleave(torch.arange(steps, device="cpu"), sizes)
     total = time.numel()
-    position = torch.arange(total) - starts[time]
+    position = torch.arange(total, device="cpu") - starts[time]
     other = time + 1 if reverse else time - 1
     exists = (other >= 0) & (other < steps)
     inside = other.clamp(0, max(steps - 1, 0))

@@ -205,7 +205,7 @@ def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...]
 
 def as_lengths(values: Any, batch: int, batched: bool) -> Tensor:
     """`lengths` as an integer tensor (B,)."""
-    lengths: Tensor = values if isinstance(values, Tensor) else torch.tensor(values)
+    lengths: Tensor = values if isinstance(values, Tensor) else torch.tensor(values, device="cpu")
     if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
     if not batched and lengths.dim() == 0:

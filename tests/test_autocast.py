@@ -115,13 +115,14 @@ def test_states_handed_on_in_either_dtype(kind, device, dtype):
         assert error(a, b) < AUTOCAST[dtype]
 
 
-@pytest.mark.parametrize("states", ["none", "fp32", "narrow"])
-@pytest.mark.parametrize("inputs", ["fp32", "narrow"])
+@pytest.mark.parametrize("states", ["none", "fp32", "narrow", "the other narrow"])
+@pytest.mark.parametrize("inputs", ["fp32", "narrow", "the other narrow"])
 @pytest.mark.parametrize("name", CELLS)
 def test_cells_give_the_dtypes_and_values_of_torch(name, inputs, states, device, dtype):
-    """An LSTM and a GRU add to the state that they are given and keep its dtype; an RNN gives autocast's."""
+    """An LSTM and a GRU add to the state that they are given, and both dtypes count; an RNN gives autocast's."""
     theirs, ours = (m.to(device) for m in both(name, I, H))
-    dtypes = {"fp32": torch.float32, "narrow": dtype}
+    other = torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    dtypes = {"fp32": torch.float32, "narrow": dtype, "the other narrow": other}
     x = torch.randn(B, I, device=device).to(dtypes[inputs])
     hx = None
     if states != "none":

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from support import B, H, I, T
+from support import B, H, I, T, usable_backends
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -245,3 +245,13 @@ def test_empty_input_gives_empty_results(backend, name, shape, extra):
     if name == "LSTM" and batch:
         cell = fastrnn.LSTMCell(I, H)
         assert cell(torch.zeros(0, I))[0].shape == (0, H)
+
+
+@pytest.mark.skipif("cpu" not in usable_backends(), reason="the engine is not built")
+@pytest.mark.parametrize("name", ["input", "weight_hh_l0", "bias_ih_l0"])
+def test_memory_given_back(name):
+    """As FSDP does with parameters that are not in use; torch.nn's kernels read there all the same."""
+    m, x = fastrnn.LSTM(I, H, backend="cpu"), torch.randn(T, B, I)
+    (x if name == "input" else getattr(m, name).detach()).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="memory"):
+        m(x)

@@ -22,6 +22,7 @@ from support import (
     usable_backends,
 )
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 
@@ -259,3 +260,28 @@ def test_random_configurations(kind, sizes, layers, bidirectional, bias, batch_f
     hx = random_states(theirs, batch) if given_hx else None
     with fastrnn.backend(name):
         compare(kind, ours, theirs, lambda: ours(x, hx), lambda: theirs(x, hx), inputs_of(x, hx))
+
+
+@pytest.mark.parametrize("ragged", [None, "packed", "lengths", "a list"])
+@pytest.mark.parametrize("save", ["gates", "states"])
+def test_another_default_device(backend, save, ragged):
+    """torch.set_default_device is for whoever makes tensors without naming a device."""
+    m = fastrnn.LSTM(I, H, 2, bidirectional=True, backend=backend, save=save)
+    x, lengths = torch.randn(T, B, I), torch.randint(1, T + 1, (B,))
+    resets = torch.rand(T, B) < 0.2 if backend != "native" else None
+
+    def run():
+        m.zero_grad()
+        if ragged == "packed":
+            y, _ = m(pack_padded_sequence(x, lengths, enforce_sorted=False), resets=resets)
+            y = y.data
+        else:
+            y, _ = m(x, lengths={"lengths": lengths, "a list": lengths.tolist()}.get(ragged), resets=resets)
+        y.pow(2).sum().backward()
+        return [y.detach(), *[p.grad.clone() for p in m.parameters()]]
+
+    want = run()
+    with torch.device("meta"):
+        got = run()
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)

@@ -1,6 +1,8 @@
 """The short way through the engine gives the bits of the usual way, and is taken when it should be, only then."""
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -228,3 +230,60 @@ def test_without_the_exchange_interface(monkeypatch):
     monkeypatch.undo()
     quick._start.cache_clear()
     assert quick._start() is not None
+
+
+def test_a_module_made_anew_with_two_directions(ways):
+    m = fastrnn.LSTM(I, H)
+    m(X)
+    m.__init__(I, H, bidirectional=True)
+    both(ways, lambda: [m(X)[0].detach()])
+    assert m(X)[0].shape == (T, B, 2 * H)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_biases_given_to_a_cell_without_them_and_taken_away(ways, name):
+    ours, theirs = getattr(fastrnn, name)(I, H, bias=False), getattr(nn, name)(I, H, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    ours(X[0])
+    for bias in (torch.randn(ours.weight_ih.shape[0]), None):
+        for m in (ours, theirs):
+            m.bias_ih = m.bias_hh = None if bias is None else nn.Parameter(bias.clone())
+        got = leaves(ours(X[0]))
+        assert ways[0][-1] is not None
+        for a, b in zip(got, leaves(theirs(X[0])), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
+def test_a_parameter_negated_lazily(name, layers):
+    m = fastrnn.LSTM(I, H, layers)
+    setattr(m, name, nn.Parameter(-getattr(m, name).detach()))
+    want, _ = m(X)
+    setattr(m, name, nn.Parameter(torch._neg_view(-getattr(m, name).detach())))
+    assert getattr(m, name).is_neg()
+    torch.testing.assert_close(m(X)[0], want)
+
+
+def test_a_parameter_taken_away_while_the_engine_reads_it(ways):
+    """By another thread, which the engine lets run: its memory, given back, would be filled with NaN here."""
+    m, rounds = fastrnn.GRU(I, 700).requires_grad_(False), 50
+    x, done = torch.randn(12, 1, I), threading.Event()  # few rows: the engine reads the weights at each step
+    weight, expected = m.weight_hh_l0.detach().clone(), m(x)[0]
+
+    def replace():
+        while not done.is_set():
+            m.weight_hh_l0 = nn.Parameter(weight.clone(), requires_grad=False)
+            for _ in range(2):
+                torch.full_like(weight, float("nan"))
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        outs = [m(x)[0] for _ in range(rounds)]
+    finally:
+        done.set()
+        thread.join()
+    assert ways[0][-1] is not None
+    assert all(torch.equal(y, expected) for y in outs)

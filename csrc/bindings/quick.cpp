@@ -67,9 +67,9 @@ bool requires_grad(PyObject* tensor) {
   return asked == Py_True;
 }
 
-// x or a state: of torch's own type, and no view that negates what lies in memory.
-bool plain(PyObject* object, Look& look) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor_type) return false;
+// Of torch's own type, and no view that negates what lies in memory.
+bool plain(PyObject* object, PyObject* type, Look& look) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != type) return false;
   PyObject* negative = PyObject_CallMethodNoArgs(object, name_is_neg);
   const bool ok = negative == Py_False && look(object);
   if (!negative) PyErr_Clear();
@@ -88,6 +88,7 @@ PyObject* new_empty(PyObject* like, bool single, int64_t lead, int64_t B, int64_
 
 struct Layer {
   StreamWeights weights[kStreams];
+  py::object owned[kStreams][kFields];  // without the GIL another thread may take a parameter out of its module
   uint8_t reverse[kStreams] = {0, 1};
   int64_t rows = 0, inputs = 0, outputs = 0;
   int dtype = -1, streams = 0;
@@ -103,14 +104,17 @@ struct Layer {
         PyObject* name = PyTuple_GET_ITEM(own, k);
         if (name == Py_None) continue;
         PyObject* parameter = PyDict_GetItem(parameters, name);
-        if (!parameter || reinterpret_cast<PyObject*>(Py_TYPE(parameter)) != parameter_type) return false;
+        if (!parameter) return false;
+        if (parameter == Py_None && (k == 2 || k == 3)) continue;  // a bias that is not there
+        owned[s][k] = py::reinterpret_borrow<py::object>(parameter);
         Look look;
-        if (!look(parameter) || !fits(look, s, k, gates)) return false;
+        if (!plain(parameter, parameter_type, look) || !fits(look, s, k, gates)) return false;
         found[k] = look.data();
         if (grad && !records) records = requires_grad(parameter);
       }
       weights[s] = {found[0], found[1], found[2], found[3], found[4]};
       if (!found[4] && rows != outputs * gates) return false;
+      if (!found[2] != !found[3] || !found[2] != !weights[0].b_ih) return false;
     }
     return true;
   }
@@ -138,7 +142,7 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
                  const py::object& hx, bool single, bool batch_first, bool grad, int threads) {
   Look input, state[2];
   Layer layer;
-  if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), input)) return py::none();
+  if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), tensor_type, input)) return py::none();
   layer.records = grad && requires_grad(x.ptr());
   const CellSizes sizes = kCells[cell];
   if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates, grad))
@@ -151,7 +155,8 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   const bool given = !hx.is_none();
   if (given && (!PyTuple_CheckExact(hx.ptr()) || PyTuple_GET_SIZE(hx.ptr()) != sizes.states)) return py::none();
   for (int k = 0; given && k < sizes.states; ++k) {
-    if (!plain(PyTuple_GET_ITEM(hx.ptr(), k), state[k]) || dtype_of(state[k].t) != layer.dtype) return py::none();
+    if (!plain(PyTuple_GET_ITEM(hx.ptr(), k), tensor_type, state[k])) return py::none();
+    if (dtype_of(state[k].t) != layer.dtype) return py::none();
     if (!(single ? state[k].has_shape(B, widths[k]) : state[k].has_shape(S, B, widths[k]))) return py::none();
     if (grad && !layer.records) layer.records = requires_grad(PyTuple_GET_ITEM(hx.ptr(), k));
   }

@@ -76,7 +76,7 @@ class Cpu(Backend):
         tokens = y.numel() // (streams * out)
         tape = save == GATES and cell.tape
         sizes = (tape * hidden, (c_n is not None) * hidden, (tape and weights[0].w_hr is not None) * hidden)
-        saved = Saved._make([torch.empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
+        saved = Saved._make([x.new_empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
         _engine().forward(head, flat, *addresses, *[0 if a is None else a.data_ptr() for a in saved])
         return Result(y, finals, saved)
 
@@ -148,6 +148,13 @@ def _engine() -> Any:
     return load()[0]
 
 
+def _address(a: Tensor) -> int:
+    address = a.data_ptr()
+    if not address and a.numel():  # the engine takes it for a tensor that was not given, or reads there
+        raise RuntimeError(f"the engine needs tensors with memory, this one of shape {tuple(a.shape)} has none")
+    return address
+
+
 def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], list[Tensor]]:
     """The call's sizes and addresses, in the order of `Call` in csrc/bindings/cpu.cpp.
 
@@ -163,7 +170,7 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
         if not a.is_contiguous():
             a = a.contiguous()
             keep.append(a)
-        pointers.append(a.data_ptr())
+        pointers.append(_address(a))
     if len(pointers) == 4:
         pointers.append(0)
     if sizes is not None:
@@ -183,6 +190,6 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
             if not a.is_contiguous():
                 a = a.contiguous()
                 keep.append(a)
-            streams.append(a.data_ptr())
+            streams.append(_address(a))
         streams.append(backwards)
     return head, streams, keep
