@@ -1,7 +1,7 @@
 """What follows from a backend's backward: the gradients of the input, the weights and the biases.
 
 A backend hands back the gradients at the gates, dgates; everything else is a matrix product over all
-time steps. Symbols as in `fastrnn.backends.base`.
+time steps, made here unless the backend has made it already. Symbols as in `fastrnn.backends.base`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def backward(
         last: the graph is not walked again, so that `saved.tape` may be overwritten.
     """
     grads = at_the_gates(backend, call, saved, y, dy, dfinals, needed, last, dc)
-    dstates = grads.dstates[: len(call.states)]
+    dstates = grads.dstates
     if grads.dweights is not None:
         return [grads.dx, *dstates, *(w for stream in grads.dweights for w in stream)]
     first = 1 + len(call.states)
@@ -108,7 +108,7 @@ def of_each_sample(
     raw = at_the_gates(backend, own, saved, own_y, dy, dfinals, needed, False, dc, gates=True)
     assert raw.dgates is not None
     dx = raw.dx if raw.dx is not None or not needed[0] else input_gradient(own, raw.dgates)
-    dstates = raw.dstates[: len(call.states)]
+    dstates = raw.dstates
     if packing is not None:
         dx = None if dx is None else packing.unpack(dx)
         dstates = packing.unsort(dstates, douts[1:first])

@@ -218,6 +218,21 @@ def test_a_parameter_of_another_shape_is_refused(ways, name, grow):
         m(X)
 
 
+class Doubled(torch.overrides.TorchFunctionMode):
+    """Makes something else of new tensors."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        return made.double() if function is torch.Tensor.new_empty else made
+
+
+def test_a_mode_that_changes_new_tensors(ways):
+    with Doubled(), torch.no_grad():
+        ways[0].clear()
+        quick.forward(fastrnn.LSTM(I, H), fastrnn.cells.CELLS["lstm"], X, None)
+    assert ways[0] == [None]
+
+
 def test_without_the_exchange_interface(monkeypatch):
     class Older:
         """A Tensor of an older torch."""

@@ -168,10 +168,12 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   void* data[3] = {};
   for (int k = 0; k < outs; ++k) {
     const bool y = !single && k == 0;
-    PyObject* made = new_empty(x.ptr(), single, y ? T : S, B, y ? S * P : widths[single ? k : k - 1]);
+    const int64_t lead = y ? T : S, width = y ? S * P : widths[single ? k : k - 1];
+    PyObject* made = new_empty(x.ptr(), single, lead, B, width);
     PyTuple_SET_ITEM(result.ptr(), k, made);
-    Look look;
-    if (!look(made)) return py::none();
+    Look look;  // a mode may have made something else of it
+    if (!look(made) || dtype_of(look.t) != layer.dtype) return py::none();
+    if (!(single ? look.has_shape(B, width) : look.has_shape(lead, B, width))) return py::none();
     data[k] = look.t.data;
   }
   ForwardArgs a = {};
@@ -188,7 +190,8 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
       if (!kept[k]) continue;
       tensors[k] = py::reinterpret_steal<py::object>(new_empty(x.ptr(), false, S, T * B, kept[k]));
       Look look;
-      if (!look(py::object(tensors[k]).ptr())) return py::none();
+      if (!look(py::object(tensors[k]).ptr()) || dtype_of(look.t) != layer.dtype) return py::none();
+      if (!look.has_shape(S, T * B, kept[k])) return py::none();
       *into[k] = look.t.data;
     }
     saved = std::move(tensors);

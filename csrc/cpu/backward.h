@@ -249,8 +249,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   void finish(const Share& t) {
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
       const int64_t at = t.s * a_.B + t.row(j);
-      end(dh_, at * a_.P, a_.P, t.outs, static_cast<E*>(a_.dh0));
-      if (NS > 1) end(dc_, at * a_.H, a_.H, t.units, static_cast<E*>(a_.dc0));
+      if (a_.dh0) end(dh_, at * a_.P, a_.P, t.outs, static_cast<E*>(a_.dh0));
+      if (NS > 1 && a_.dc0) end(dc_, at * a_.H, a_.H, t.units, static_cast<E*>(a_.dc0));
     }
   }
 

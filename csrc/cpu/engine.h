@@ -59,8 +59,8 @@ struct BackwardArgs : Problem {
   const void* dc;                    // (S, N, H)    E, the gradient of c at every step, or null for zeros
   void* dgates;                      // (S, N, D*H)  E, or null where `gradients` say it all; may be the tape itself
                                      //              where the two have one size and type
-  void* dh0;                         // (S, B, P)    E
-  void* dc0;                         // (S, B, H)    E, for cells with c
+  void* dh0;                         // (S, B, P)    E, or null when not wanted
+  void* dc0;                         // (S, B, H)    E, for cells with c, likewise
   void* dh;                          // (S, N, P)    E, with a projection: the whole gradient of h
   void* dx;                          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
   const StreamGradients* gradients;  // (S), or null; with 16-bit storage, for at most kFewRows rows only

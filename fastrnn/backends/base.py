@@ -129,7 +129,7 @@ class Gradients(NamedTuple):
     """What a backward returns: gradients at the gates, from which all others follow by GEMM, or those others."""
 
     dgates: Tensor | None  # (S, N, D*H): dx of each gate, then dr of each split gate; None with dx and dweights
-    dstates: tuple[Tensor, ...]  # like the initial states, zeros or not
+    dstates: tuple[Tensor, ...]  # like the initial states that were given
     dh: Tensor | None = None  # (S, N, P) with a projection: the whole gradient of h
     m: Tensor | None = None  # (S, N, H) with a projection: what it was applied to
     # Where the backend has made them already:

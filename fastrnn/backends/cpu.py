@@ -22,6 +22,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 CODES = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
 
 
+_CONTIGUOUS = torch.contiguous_format
 _ZEROS = (None, None)  # initial states that are not there: the engine starts from zero
 
 
@@ -107,16 +108,16 @@ class Cpu(Backend):
             dgates = y.new_empty(streams, rows, cell.dgates * hidden)
         elif last and cell.tape == cell.dgates:  # in the tape, of which each step reads its part first
             dgates = tape
-        shapes = ((streams, call.batch, out), (streams, call.batch, hidden))[: cell.states]
-        dstates = tuple([y.new_empty(shape) for shape in shapes])
+        two = cell.states > 1
+        dstates = tuple([y.new_empty(streams, call.batch, n) for n in (out, hidden)[: len(call.states)]])
+        dh0, dc0 = (*dstates, None, None)[:2]
         dh = None if m is None else y.new_empty(streams, rows, out)
         dx = x.new_empty(streams, rows, x.shape[-1]) if needed[0] else None
         dfinals = tuple([None if d is None else d.contiguous() for d in dfinals])
         dy = dy.contiguous()
         dc = None if dc is None else dc.contiguous()
-        two = cell.states > 1
         arguments = (y, tape, c, m, dy, dfinals[0], dfinals[1] if two else None, dc)
-        results = (dgates, dstates[0], dstates[1] if two else None, dh, dx)
+        results = (dgates, dh0, dc0, dh, dx)
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
         into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w]
         _engine().backward(head, weights, *addresses, into)
@@ -137,7 +138,10 @@ def _weight_gradients(call: Call, needed: tuple[bool, ...]) -> tuple[Weights, ..
     for w in call.weights:
         out.append(
             Weights._make(
-                [a.new_empty(a.shape) if n and a is not None else None for a, n in zip(w, needed[first:], strict=False)]
+                [
+                    torch.empty_like(a, memory_format=_CONTIGUOUS) if n and a is not None else None
+                    for a, n in zip(w, needed[first:], strict=False)
+                ]
             )
         )
         first += len(w)
