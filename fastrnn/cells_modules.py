@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fastrnn import quick
 from fastrnn import validation as check
+from fastrnn.autocast import autocast, autocasts
 from fastrnn.backends import check_name, choose, requested
 from fastrnn.backends.base import GATES, Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import FORWARD, Problem, autocast, autocasts, empty
+from fastrnn.layers import FORWARD, Problem, empty
 from fastrnn.recurrence import recurrence
 from fastrnn.scripting import refuse_scripting
 

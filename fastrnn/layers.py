@@ -16,6 +16,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import validation as check
+from fastrnn.autocast import autocast, autocasts
 from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
 from fastrnn.cells import Cell
@@ -175,27 +176,6 @@ def _resets(
     if packed is not None and packed.sorted_indices is not None:
         return resets.index_select(1, packed.sorted_indices)
     return resets.t() if batch_first else resets
-
-
-def autocasts(x: Any) -> bool:
-    if not torch._C._is_any_autocast_enabled():  # as torch.nn asks
-        return False
-    kind = x.device.type if isinstance(x, Tensor) else "cpu"
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def autocast(
-    x: Tensor, hx: Any, weights: Sequence[Weights], dtype: torch.dtype | None = None
-) -> tuple[Tensor, Any, Sequence[Weights]]:
-    """Under autocast everything takes its dtype (or `dtype`), but fp64, as for torch.nn on a GPU."""
-    dtype = dtype or torch.get_autocast_dtype(x.device.type)
-
-    def cast(a: Any) -> Any:
-        if isinstance(a, Tensor):
-            return a.to(dtype) if a.is_floating_point() and a.dtype != torch.float64 else a
-        return a if a is None else tuple(cast(v) for v in a)
-
-    return cast(x), cast(hx), [Weights(*cast(w)) for w in weights]
 
 
 def solve(

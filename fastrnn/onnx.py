@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastrnn.backends.base import Call, Result, Saved, Weights
+from fastrnn.backends.base import Call, Result, Saved
+from fastrnn.backends.reference import narrow, widen
 
 States = tuple[Tensor, ...]
 
@@ -55,7 +56,9 @@ def forward(call: Call, trail: bool) -> Result:
             "give the module the padded input and lengths= before torch.onnx.export"
         )
     if call.x.dtype is torch.bfloat16:  # which ONNX's operators lack; the arithmetic is fp32 anyway
-        return _narrow(forward(_widen(call), trail), call.x.dtype)
+        result = narrow(forward(widen(call), trail), call.x.dtype)
+        c = result.saved.c
+        return result._replace(saved=Saved(c=None if c is None else c.to(call.x.dtype)))
     trail = trail and call.cell.states > 1
     lacking = trail or call.resets is not None or call.weights[0].w_hr is not None
     if lacking or call.cell.name not in _OPERATORS or call.reverse not in _DIRECTIONS:
@@ -150,17 +153,3 @@ def _scan_stream(call: Call, s: int, trail: bool) -> tuple[Tensor, States, Tenso
     if reverse:
         outs = [a.flip(0) for a in outs]
     return outs[0], tuple(finals), outs[1] if trail else None
-
-
-def _widen(call: Call) -> Call:
-    return call._replace(
-        x=call.x.float(),
-        states=tuple([a.float() for a in call.states]),
-        weights=tuple([Weights._make([None if a is None else a.float() for a in w]) for w in call.weights]),
-    )
-
-
-def _narrow(result: Result, dtype: torch.dtype) -> Result:
-    y, finals, saved = result
-    c = None if saved.c is None else saved.c.to(dtype)
-    return Result(y.to(dtype), tuple([a.to(dtype) for a in finals]), Saved(c=c))

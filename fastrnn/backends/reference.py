@@ -27,7 +27,7 @@ class Reference(Backend):
 
     def _run(self, call: Call, save: str) -> Result:
         if call.x.dtype in (torch.float16, torch.bfloat16):
-            return _narrow(self._run(_widen(call), save), call.x.dtype)
+            return narrow(self._run(widen(call), save), call.x.dtype)
         call = call._replace(states=call.initial())
         outs = [_stream(call, s) for s in range(len(call.weights))]
         y = torch.cat([o[0] for o in outs], -1)
@@ -40,7 +40,7 @@ class Reference(Backend):
 REFERENCE = Reference()
 
 
-def _widen(call: Call) -> Call:
+def widen(call: Call) -> Call:
     """16-bit types are storage: the arithmetic, and the states between steps, are fp32."""
 
     def wide(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
@@ -51,7 +51,8 @@ def _widen(call: Call) -> Call:
     )
 
 
-def _narrow(result: Result, dtype: torch.dtype) -> Result:
+def narrow(result: Result, dtype: torch.dtype) -> Result:
+    """Back to a type of 16 bits, but for what is saved."""
     return result._replace(y=result.y.to(dtype), finals=tuple(a.to(dtype) for a in result.finals))
 
 
