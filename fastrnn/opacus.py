@@ -157,26 +157,28 @@ class _Forward(nn.Module):
 
 
 def grad_sample(module: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Gradients (B, *parameter.shape) of one call of the flat form; those of other layers are left out.
-
-    A loop over the samples: on the CPU the engine is several times faster at it than torch.func.vmap is at
-    the reference.
-    """
+    """Gradients (B, *parameter.shape) of one call of the flat form; those of other layers are left out."""
     batch = backprops.shape[0]
     if any(a.shape[0] != batch for a in activations):
         raise ValueError("fastrnn.opacus: GradSampleModule and PrivacyEngine are to be given batch_first=True")
-    own = {f"module.{name}": p for name, p in module.named_parameters() if p.requires_grad}
-    alone, found = _Forward(module), []
-    with torch.enable_grad():
-        weights = {name: p.detach().requires_grad_() for name, p in own.items()}
-        for b in range(batch):
-            sample = tuple(a[b : b + 1] for a in activations)
-            out = torch.func.functional_call(alone, weights, sample)
-            found.append(torch.autograd.grad(out, list(weights.values()), backprops[b : b + 1], allow_unused=True))
+    ends = (f"_l{activations[0].shape[1]}", f"_l{activations[0].shape[1]}_reverse")
+    own = {
+        f"module.{name}": p
+        for name, p in module.named_parameters()
+        if p.requires_grad and (not isinstance(module, _Layers) or name.endswith(ends))
+    }
     if not batch:
         return {p: p.new_zeros(0, *p.shape) for p in own.values()}
-    columns = zip(own.values(), zip(*found, strict=True), strict=True)
-    return {p: torch.stack(grads) for p, grads in columns if grads[0] is not None}
+    alone, weights = _Forward(module), {name: p.detach() for name, p in own.items()}
+
+    def of_one(dout: Tensor, *sample: Tensor) -> dict[str, Tensor]:
+        rows = tuple(a.unsqueeze(0) for a in sample)
+        pull: Any = torch.func.vjp(lambda w: torch.func.functional_call(alone, w, rows), weights)[1]
+        grads: dict[str, Tensor] = pull(dout.unsqueeze(0))[0]
+        return grads
+
+    found = torch.func.vmap(of_one)(backprops, *activations)
+    return {p: found[name] for name, p in own.items()}
 
 
 def _validate(module: nn.Module) -> list[ShouldReplaceModuleError]:
