@@ -77,7 +77,9 @@ class RecurrentCell(nn.RNNCellBase):
                 states = tuple([a.unsqueeze(0) for a in states])
         grad = (grad or x.requires_grad) and torch.is_grad_enabled()
         features = x.shape[-1]
-        query = Query(cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad, cast_step=stepped)
+        query = Query(
+            cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad, step=True, cast=stepped
+        )
         return Problem(x, states, (w,), query)
 
     def _name_parameters(self) -> tuple[tuple[str | None, ...], ...]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastrnn.backends import requested
+from fastrnn.backends import requested, steps_natively
 from fastrnn.backends.base import GATES
 from fastrnn.backends.cpu import CODES, load
+from fastrnn.backends.native import step
 from fastrnn.cells import Cell
 from fastrnn.ordinary import watched
 from fastrnn.recurrence import record
@@ -40,7 +41,10 @@ def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, 
         module: has its parameters in `_parameters`, and in `_quick_names` their names, five per stream.
         hx: None, or a tuple of states.
     """
-    if watched() or torch._C._is_any_autocast_enabled() or requested(module.backend) not in ("auto", "cpu"):
+    if watched() or torch._C._is_any_autocast_enabled():
+        return None
+    asked = requested(module.backend)
+    if asked not in ("auto", "cpu"):
         return None
     run = _start()
     if run is None:
@@ -49,8 +53,19 @@ def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, 
     parameters, threads, grad = module._parameters, torch.get_num_threads(), torch.is_grad_enabled()
     if grad and module.save != GATES:
         return None
-    found = run(parameters, names, CODES[cell.name], input, hx, single, batch_first, grad, threads)
+    natively = grad and single and asked == "auto" and _natively(module, cell, input)
+    found = run(parameters, names, CODES[cell.name], input, hx, single, batch_first, grad, natively, threads)
+    if natively and found is not None:
+        states = hx or (input.new_zeros(input.shape[0], module.hidden_size),) * cell.states
+        return step(cell, input, states, [n and parameters[n] for n in names[0][:4]])
     if found is None or found[1] is None:
         return found and found[0]
     weights = [None if name is None else parameters[name] for own in names for name in own]
     return record(cell, input, hx or (), weights, *found)
+
+
+def _natively(module: Any, cell: Cell, input: Any) -> bool:
+    """Would `choose` take torch.nn's kernel to train on this step?"""
+    return (
+        isinstance(input, Tensor) and input.dim() == 2 and steps_natively(cell.name, input.shape[0], module.hidden_size)
+    )

@@ -14,9 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import differentiable
 from fastrnn.backends.base import Call, Output
-from fastrnn.backends.native import Native
-
-_NATIVE = Native()
+from fastrnn.backends.native import NATIVE
 
 
 def ignore_tracer_warnings() -> None:
@@ -50,4 +48,4 @@ def check_traceable(input: Any, lengths: Any, resets: Any) -> None:
 
 def forward(call: Call) -> Output:
     """A call under the tracer."""
-    return differentiable.run(_NATIVE, call)
+    return differentiable.run(NATIVE, call)

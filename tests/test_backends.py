@@ -140,3 +140,24 @@ def test_choice_depends_on_what_the_query_says():
     assert not module.requires_grad_(False)._prepare(x, None, None, None).query.grad
     assert module._prepare(x, (torch.zeros(1, B, H, requires_grad=True), torch.zeros(1, B, H)), None, None).query.grad
     assert module.double()._prepare(x.double(), None, None, None).query.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("cell", "rows", "size", "name"),
+    [
+        ("lstm", 1, 512, "cpu"),
+        ("lstm", 16, 512, "native"),
+        ("gru", 64, 128, "cpu"),
+        ("rnn_tanh", 1, 16, "native"),
+    ],
+)
+@pytest.mark.skipif("cpu" not in usable_backends("lstm", torch.float32, False, False), reason="needs the engine")
+def test_training_a_cell_goes_by_what_was_measured(cell, rows, size, name):
+    kind = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}[cell]
+    module, x = getattr(fastrnn, kind)(size, size), torch.randn(rows, size)
+    assert fastrnn.explain(module, x).backend.name == name
+    with torch.no_grad():
+        assert fastrnn.explain(module, x).backend.name == "cpu"
+    out = module(x)
+    graph = (out[0] if isinstance(out, tuple) else out).grad_fn
+    assert ("_Recurrence" in graph.name()) == (name == "cpu")

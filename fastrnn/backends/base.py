@@ -153,7 +153,8 @@ class Query(NamedTuple):
     ragged: bool = False
     resets: bool = False
     trail: bool = False  # all of c is asked for, not the last of it alone
-    cast_step: bool = False  # a cell's step under autocast on the CPU, its weights not cast yet
+    step: bool = False  # a single step, of a cell
+    cast: bool = False  # under autocast on the CPU, its weights not cast yet
 
 
 class Backend:

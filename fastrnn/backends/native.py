@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import _VF, Tensor
 
 from fastrnn.backends.base import Backend, Call, Query, Result
+from fastrnn.cells import CELLS, Cell
 from fastrnn.ordinary import traced
 
 
@@ -25,16 +28,13 @@ class Native(Backend):
         return None
 
     def forward(self, call: Call, save: str) -> Result:
+        if call.single_step:
+            finals = step(call.cell, call.x, call.initial(), call.weights[0][:4])
+            return Result(finals[0], finals)
         function = getattr(_VF, call.cell.name)
         flat: list[Tensor] = [w for stream in call.weights for w in stream if w is not None]
         bias = call.weights[0].b_ih is not None
         states = call.initial()
-        if call.single_step:
-            w = call.weights[0]
-            step = getattr(_VF, f"{call.cell.name}_cell")
-            made = step(call.x, states if call.cell.states > 1 else states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh)
-            finals = made if call.cell.states > 1 else (made,)
-            return Result(finals[0], finals)
         hx = list(states) if call.cell.states > 1 else states[0]
         # cuDNN must know of a backward to come, whatever the module's mode; a trace is to serve with and without.
         train = torch.is_grad_enabled() and not traced()
@@ -44,3 +44,14 @@ class Native(Backend):
         else:
             y, *finals = function(call.x, hx, *layer, False)
         return Result(y, tuple(finals))
+
+
+NATIVE = Native()
+_STEPS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
+
+
+def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """One step of a cell; weights are w_ih, w_hh, b_ih and b_hh."""
+    if cell.states > 1:
+        return _STEPS[cell.name](x, states, *weights)  # type: ignore[no-any-return]
+    return (_STEPS[cell.name](x, states[0], *weights),)
