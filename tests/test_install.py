@@ -96,7 +96,14 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
         metadata = archive.read(name).decode()
     requires = re.findall(r"^Requires-Dist: ([^;\n]*)$", metadata, re.M)
     assert sorted(requires) == ["numpy", "torch>=2.8"]
-    assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {"train", "test", "plot", "privacy", "dev"}
+    assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {
+        "train",
+        "test",
+        "plot",
+        "privacy",
+        "onnx",
+        "dev",
+    }
 
 
 def test_engine_loads_without_torch(engine_file: Path, bare_python: Path, tmp_path: Path) -> None:
