@@ -53,9 +53,10 @@ def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, 
     parameters, threads, grad = module._parameters, torch.get_num_threads(), torch.is_grad_enabled()
     if grad and module.save != GATES:
         return None
+    # What `choose` would say: the engine, where it is there; but not to train on some steps.
     natively = grad and single and asked == "auto" and _natively(module, cell, input)
     found = run(parameters, names, CODES[cell.name], input, hx, single, batch_first, grad, natively, threads)
-    if natively and found is not None:
+    if found is not None and found[0] is None:
         states = hx or (input.new_zeros(input.shape[0], module.hidden_size),) * cell.states
         return step(cell, input, states, [n and parameters[n] for n in names[0][:4]])
     if found is None or found[1] is None:

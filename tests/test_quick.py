@@ -47,7 +47,7 @@ def states_of(module, rows, dtype, batch=B):
     return (h, torch.randn(rows, batch, H, dtype=dtype)) if module.mode == "LSTM" else h
 
 
-def both(ways, run):
+def assert_same_both_ways(ways, run):
     """`run` on the short way and on the usual one: the same bits."""
     answers, close = ways
     got = run()
@@ -70,7 +70,7 @@ def test_inference_of_a_layer(ways, name, options, bias, bidirectional, dtype):
     m = getattr(fastrnn, name)(I, H, bias=bias, bidirectional=bidirectional, dtype=dtype, **options)
     x, hx = torch.randn(T, B, I, dtype=dtype), states_of(m, 1 + bidirectional, dtype)
     with torch.no_grad():
-        both(ways, lambda: leaves(m(x)) + leaves(m(x, hx)))
+        assert_same_both_ways(ways, lambda: leaves(m(x)) + leaves(m(x, hx)))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -88,7 +88,7 @@ def test_training_of_a_layer(ways, name, options, bidirectional, dtype, steps):
         loss = sum((a * (k + 1)).pow(2).sum() for k, a in enumerate(outs))
         return [a.detach() for a in outs] + list(torch.autograd.grad(loss, inputs + list(m.parameters())))
 
-    both(ways, run)
+    assert_same_both_ways(ways, run)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -109,7 +109,7 @@ def test_cells(ways, name, bias, given, dtype):
             plain = leaves(m(x, hx))
         return [a.detach() for a in outs] + plain + list(torch.autograd.grad(sum(a.pow(2).sum() for a in outs), wanted))
 
-    both(ways, run)
+    assert_same_both_ways(ways, run)
 
 
 def test_frozen_parameters_are_not_recorded(ways):
@@ -122,10 +122,23 @@ def test_frozen_parameters_are_not_recorded(ways):
     assert y.requires_grad
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", *CELLS])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_short_way_is_the_choice_that_is_explained(ways, name, grad, frozen):
+    m = getattr(fastrnn, name)(I, H).requires_grad_(not frozen)
+    x = X[0] if name in CELLS else X
+    with torch.set_grad_enabled(grad):
+        chosen = fastrnn.explain(m, x).backend.name
+        m(x)
+    ran_here = ways[0][-1][0] is not None
+    assert ran_here == (chosen == "cpu")
+
+
 def test_one_step_with_batch_first(ways):
     m = fastrnn.GRU(I, H, batch_first=True)
     with torch.no_grad():
-        both(ways, lambda: leaves(m(torch.ones(1, 1, I))))
+        assert_same_both_ways(ways, lambda: leaves(m(torch.ones(1, 1, I))))
 
 
 def transposed(m):
@@ -251,7 +264,7 @@ def test_a_module_made_anew_with_two_directions(ways):
     m = fastrnn.LSTM(I, H)
     m(X)
     m.__init__(I, H, bidirectional=True)
-    both(ways, lambda: [m(X)[0].detach()])
+    assert_same_both_ways(ways, lambda: [m(X)[0].detach()])
     assert m(X)[0].shape == (T, B, 2 * H)
 
 

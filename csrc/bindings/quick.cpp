@@ -136,11 +136,11 @@ struct Layer {
 
 // parameters: a module's; names: per stream its five, None where there is none; x (T, B, I), or (B, I) of a
 // single step; hx: None or a tuple of states; grad: is autograd to record what asks for its gradient?
-// only_check: run nothing, whoever asked goes on from here.
+// elsewhere: if it is to be recorded run nothing, and return (None, None): whoever asked does it.
 // Returns None, or two things: the outputs (y, h_n[, c_n]), or (h[, c]) of a single step; and None, or what
 // backward needs, (tape, c, m), for whoever records the call.
 py::object quick(const py::dict& parameters, const py::tuple& names, int cell, const py::object& x,
-                 const py::object& hx, bool single, bool batch_first, bool grad, bool only_check, int threads) {
+                 const py::object& hx, bool single, bool batch_first, bool grad, bool elsewhere, int threads) {
   Look input, state[2];
   Layer layer;
   if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), tensor_type, input)) return py::none();
@@ -164,7 +164,7 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   // What is saved has the type of the arithmetic, which is that of x for these.
   const bool wide = layer.dtype == int(DType::Float32) || layer.dtype == int(DType::Float64);
   if (layer.records && (!wide || layer.weights[0].w_hr)) return py::none();
-  if (only_check) return py::make_tuple(py::none(), py::none());
+  if (elsewhere && layer.records) return py::make_tuple(py::none(), py::none());
   const int outs = sizes.states + !single;
   py::tuple result(outs);
   void* data[3] = {};
