@@ -106,8 +106,10 @@ class _Recurrence(torch.autograd.Function):
             y, finals = outs[0], outs if call.single_step else outs[1:]
         ctx.meta, ctx.inputs = meta, len(tensors)
         ctx.hooked = _hooks() is not None
-        # torch.nn's GRU and RNN allow to edit their output in place, its LSTM does not: so here.
-        ctx.save_for_backward(*tensors, y if meta.cell.states > 1 else y.clone(), *saved)
+        kept = y
+        if meta.cell.states == 1:
+            kept = _keep_editable(ctx, y)
+        ctx.save_for_backward(*tensors, kept, *saved)
         ctx.set_materialize_grads(False)
         if call.single_step:
             return finals
@@ -119,7 +121,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, *douts: Tensor | None) -> Any:
         tensors, meta = ctx.saved_tensors, ctx.meta
         masks, flat = tensors[:_MASKS], tensors[_MASKS : ctx.inputs]
-        y, saved = tensors[ctx.inputs], Saved(*tensors[ctx.inputs + 1 :])
+        saved = Saved(*tensors[ctx.inputs + 1 :])
         head: tuple[None, ...] = (None,) * (2 + _MASKS)
         if all(d is None for d in douts):
             return head + (None,) * len(flat)
@@ -128,12 +130,38 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled() or not ordinary(douts):  # create_graph=True, or a transformation
             return head + tuple(differentiable.backward(call, flat, douts, needed))
         # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
-        last = not (ctx.hooked or _keeps_graph())
+        keeps = _keeps_graph()
+        last = not (ctx.hooked or keeps)
+        y = tensors[ctx.inputs]
+        if y is None:
+            y = _kept(ctx, call, keeps)
         run = _step_backward if call.single_step else gradients.in_form
         if torch._C._is_any_autocast_enabled():  # which is about the forward
             with torch.autocast(y.device.type, enabled=False):
                 return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
         return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
+
+
+def _keep_editable(ctx: Any, y: Tensor) -> Tensor | None:
+    """What to save of an output that the caller may edit in place, as that of torch.nn's GRU and RNN (not its LSTM).
+
+    Nothing: y is kept aside, without autograd's check that nobody has edited it. `_kept` makes it anew if somebody
+    has. Hooks for saved tensors get a copy.
+    """
+    if ctx.hooked:
+        return y.clone()
+    ctx.y = y.detach()
+    ctx.version = y._version
+    return None
+
+
+def _kept(ctx: Any, call: Call, keeps: bool) -> Tensor:
+    y: Tensor = ctx.y
+    if y._version != ctx.version:
+        y = ctx.meta.backend.forward(call, NOTHING).y
+    if not keeps:
+        del ctx.y  # as autograd frees what was saved; a further walk has failed before it comes here
+    return y
 
 
 def _step_backward(

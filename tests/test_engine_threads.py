@@ -35,6 +35,8 @@ SPLITS = {
     "long, in chunks": Case(T=300, B=1, I=16, H=130),
     "batch, chunks": Case(T=30, B=41, I=30, H=40, reverse=BOTH, lengths=True, resets=True),
     "batch, blocks": Case(T=2, B=600, I=30, H=19),
+    "large weights, units": Case(T=5, B=3, I=541, H=523, reverse=BOTH, lengths=True, resets=True),
+    "large weights, batch": Case(T=3, B=14, I=541, H=523),
     "projection, units": Case(T=4, B=2, I=64, H=256, P=100),
     "projection, batch": Case(T=4, B=30, I=30, H=70, P=33, reverse=BOTH),
 }

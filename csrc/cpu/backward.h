@@ -27,6 +27,9 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         most_(a.B > kBlockRows         ? a.B
               : a.T * a.B < kBlockRows ? a.T * a.B
                                        : kBlockRows),
+        late_(a.dx && !unpacked_ && goes_late(a)),
+        in_dx_(late_ && !a.dgates),
+        pitch_(in_dx_ ? a.I : D * a.H),
         w_ih_(G * a.H, a.I, unpacked_ && !kNarrow),
         w_hh_(G * a.H, a.P, unpacked_ && !kNarrow),
         w_hr_(a.P, a.H, unpacked_ && !kNarrow) {}
@@ -34,16 +37,20 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   void carve(Carver& m) {
     Base::carve_common(m);
     const int64_t S = a_.S, B = a_.B;
-    w_hh_.carve(m, S);
+    w_hh_.carve(m, S, late_ ? gi_ : 0);
     w_hr_.carve(m, projected_ ? S : 0);
-    w_ih_.carve(m, a_.dx ? S : 0);
+    if (late_) {
+      w_ih_.follow(w_hh_);
+    } else {
+      w_ih_.carve(m, a_.dx ? S : 0);
+    }
     dh_ = m.template take<T>(S * B * a_.P);
     dc_ = m.template take<T>(NS > 1 ? S * B * a_.H : 0);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
     total_ = m.template take<O>(projected_ ? S * B * a_.P : 0);
     dm_ = m.template take<T>(projected_ ? S * B * a_.H : 0);
     dgates_ = m.template take<O>(kRolls ? 2 * S * B * D * a_.H : 0);
-    ring_ = m.template take<E>(a_.dgates ? 0 : plan_.streams * most_ * D * a_.H);
+    ring_ = m.template take<E>(a_.dgates || in_dx_ ? 0 : plan_.streams * most_ * D * a_.H);
     privates_ = m.template take<Private>(plan_.threads());
     for (int i = 0; i < plan_.threads(); ++i) {
       Private p;
@@ -51,7 +58,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       p.previous = m.template take<int64_t>(batch_);
       p.chunk = m.template take<int64_t>(a_.dx ? most_ : 0);
       p.gates_of = m.template take<const O*>(a_.dx ? most_ : 0);
-      p.gates = m.template take<O>(kRolls && a_.dx ? most_ * G * a_.H : 0);
+      p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? most_ * G * a_.H : 0);
       if (sums_) p.scratch.carve(m);
       if (privates_) privates_[i] = p;
     }
@@ -62,7 +69,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     int64_t* previous;   // per batch row: see Steps::previous
     int64_t* chunk;      // our rows of a chunk
     const O** gates_of;  // those rows' gates
-    O* gates;            // copies of those rows' gates, where operands are copies
+    O* gates;            // copies of those rows' gates, where operands are copies or where dx takes their place
     Scratch<T> scratch;  // for the gradients of weights
   };
 
@@ -70,9 +77,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
 
   void prepare(const Share& t) {
     const StreamWeights& w = a_.weights[t.s];
-    const Range ins = inputs(t);
     for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch) w_hh_.pack(w.w_hh, t.s, u);
-    for (int64_t u = ins.begin + t.part; a_.dx && u < ins.end; u += plan_.batch) w_ih_.pack(w.w_ih, t.s, u);
+    if (a_.dx && !late_) prepare_input(t);
     for (int64_t u = t.units.begin + t.part; projected_ && u < t.units.end; u += plan_.batch)
       w_hr_.pack(w.w_hr, t.s, u);
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
@@ -81,6 +87,11 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       if (NS > 1) begin(elements(a_.dcn), at * a_.H, a_.H, t.units, dc_);
       if (kNarrow && NS > 1 && a_.c0) convert(elements(a_.c0) + at * a_.H, a_.H, c0_ + at * a_.H);
     }
+  }
+
+  void prepare_input(const Share& t) {
+    const Range ins = inputs(t);
+    for (int64_t u = ins.begin + t.part; u < ins.end; u += plan_.batch) w_ih_.pack(a_.weights[t.s].w_ih, t.s, u);
   }
 
   // The gradient of a final state, which is where the loop starts from.
@@ -96,18 +107,35 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     const Steps at = steps();
     for (int64_t k = a_.T - 1; k >= 0;) {
       const Chunk c(a_, at, t.s, k, most_);
-      int64_t rows = 0;
-      for (; k > c.end; --k) {
-        const int64_t when = time(t.s, k), n = t.count(at.active(when));
-        step(t, p, at, c, k, n);
-        for (int64_t j = 0; a_.dx && j < n; ++j) p.chunk[rows++] = at.row(when, t.row(j));
-      }
-      if (a_.dx) input_gradient(t, p, c, rows);
+      const int64_t first = k;
+      for (; k > c.end; --k) step(t, p, at, c, k, t.count(at.active(time(t.s, k))));
+      if (a_.dx && !late_) input_gradient(t, p, at, c, first);
       if (sums_ && Sums::wanted(a_.gradients[t.s])) weight_gradients(id, t, at, c);
       if (ring_) join(t);  // the next chunk takes its place
     }
     if (a_.gradients && !sums_) sums_of(id).few_rows(at, t.s, gates_at(t.s, 0, 0), t.units, t.outs);
+    if (late_) late_input_gradient(t, p, at);
     finish(t);
+  }
+
+  // Is dx made after the loop, from the gates of all steps? W_ih then takes the place of W_hh. Worth it where the
+  // weight is large, and the gates, which are read from memory again, are not much larger. They lie in `dgates`, or
+  // each row's in its row of dx.
+  static bool goes_late(const BackwardArgs& a) {
+    const int64_t weight = G * a.H * a.I, gates = a.T * a.B * D * a.H;
+    return weight * int64_t(sizeof(T)) >= kLateBytes && gates <= 2 * weight &&
+           (a.dgates || (!kNarrow && D * a.H <= a.I));
+  }
+
+  void late_input_gradient(const Share& t, const Private& p, const Steps& at) {
+    join(t);  // W_hh has been read, and the gates for the gradients of the weights
+    prepare_input(t);
+    join(t);
+    for (int64_t k = a_.T - 1; k >= 0;) {
+      const Chunk c(a_, at, t.s, k, most_);
+      input_gradient(t, p, at, c, k);
+      k = c.end;
+    }
   }
 
   void step(const Share& t, const Private& p, const Steps& at, const Chunk& c, int64_t k, int64_t n) {
@@ -128,10 +156,11 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     });
   }
 
-  // Where the gradients at a row's gates lie: all in `dgates`, or those of one chunk, from row `first` on, in a ring.
+  // Where the gradients at a row's gates lie: in `dgates` or dx, or those of one chunk, from row `first` on, in a ring.
   E* gates_at(int64_t s, int64_t first, int64_t row) const {
-    if (a_.dgates) return static_cast<E*>(a_.dgates) + (s * rows_ + row) * D * a_.H;
-    return ring_ + (s % plan_.streams * most_ + row - first) * D * a_.H;
+    if (in_dx_) return static_cast<E*>(a_.dx) + (s * rows_ + row) * pitch_;
+    if (a_.dgates) return static_cast<E*>(a_.dgates) + (s * rows_ + row) * pitch_;
+    return ring_ + (s % plan_.streams * most_ + row - first) * pitch_;
   }
 
   // Among all threads of a stream.
@@ -144,7 +173,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   void weight_gradients(int id, const Share& t, const Steps& at, const Chunk& c) {
     if constexpr (!kNarrow) {
       join(t);
-      sums_of(id).add(at, t.s, c, gates_at(t.s, c.row, c.row), privates_[id].scratch);
+      sums_of(id).add(at, t.s, c, gates_at(t.s, c.row, c.row), pitch_, privates_[id].scratch);
     }
   }
 
@@ -155,14 +184,22 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
 
   Range inputs(const Share& t) const { return share(gi_, t.unit_part, plan_.units); }
 
-  // dx = dx-gates W_ih, for our rows of a chunk.
-  void input_gradient(const Share& t, const Private& p, const Chunk& c, int64_t n) {
+  // dx = dx-gates W_ih, for our rows of a chunk, whose first step is k.
+  void input_gradient(const Share& t, const Private& p, const Steps& at, const Chunk& c, int64_t k) {
     const int64_t K = G * a_.H;
+    int64_t n = 0;
+    for (; k > c.end; --k) {
+      const int64_t when = time(t.s, k), active = t.count(at.active(when));
+      for (int64_t j = 0; j < active; ++j) p.chunk[n++] = at.row(when, t.row(j));
+    }
     for (int64_t j = 0; j < n; ++j) {
       const E* gates = gates_at(t.s, c.row, p.chunk[j]);
-      p.gates_of[j] = kRolls ? p.gates + j * K : reinterpret_cast<const O*>(gates);
-      if constexpr (kRolls) convert(gates, K, p.gates + j * K);
+      const bool copied = kRolls || in_dx_;
+      p.gates_of[j] = copied ? p.gates + j * K : reinterpret_cast<const O*>(gates);
+      if constexpr (kRolls || !kNarrow)
+        if (copied) convert(gates, K, p.gates + j * K);
     }
+    if (in_dx_) meet(t);
     w_ih_.multiply(a_.weights[t.s].w_ih, t.s, inputs(t), p.gates_of, n, zero_,
                    [&](int64_t j) { return static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j]) * a_.I; });
   }
@@ -262,6 +299,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   int64_t gi_;    // granules of I
   bool sums_;     // do we make the gradients of the weights, a chunk at a time?
   int64_t most_;  // most rows of a chunk
+  bool late_, in_dx_;
+  int64_t pitch_;  // from row to row of the gates
   ColumnWeights<T, E, O> w_ih_, w_hh_, w_hr_;
   O *total_, *dgates_;
   E* ring_;

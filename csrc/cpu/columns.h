@@ -26,7 +26,13 @@ class ColumnWeights {
 
  public:
   ColumnWeights(int64_t K, int64_t n, bool unpacked) : K_(K), n_(n), unpacked_(unpacked) {}
-  void carve(Carver& m, int64_t streams) { packed_ = m.template take<O>(streams * count() * K_ * W); }
+  // With room for at least `span` granules of each stream.
+  void carve(Carver& m, int64_t streams, int64_t span = 0) {
+    span_ = span > count() ? span : count();
+    packed_ = m.template take<O>(streams * span_ * K_ * W);
+  }
+  // In the place of `other`, of the same K and with room enough, once that is not needed any more.
+  void follow(const ColumnWeights& other) { packed_ = other.packed_, span_ = other.span_; }
 
   int lanes(int64_t u) const { return int(n_ - u * W < W ? n_ - u * W : W); }
 
@@ -74,9 +80,9 @@ class ColumnWeights {
   bool in_place(int64_t u) const { return unpacked_ && lanes(u) == W; }
   // Unpacked weights are read in whole vectors, so a ragged last granule is packed all the same.
   int64_t count() const { return !unpacked_ ? (n_ + W - 1) / W : n_ % W ? 1 : 0; }
-  O* packed(int64_t s, int64_t u) const { return packed_ + (s * count() + (unpacked_ ? 0 : u)) * K_ * W; }
+  O* packed(int64_t s, int64_t u) const { return packed_ + (s * span_ + (unpacked_ ? 0 : u)) * K_ * W; }
 
-  int64_t K_, n_;
+  int64_t K_, n_, span_ = 0;
   bool unpacked_;
   O* packed_ = nullptr;
 };

@@ -85,6 +85,19 @@ bool forked = false;
 #endif
 }();
 
+// Rounds `bytes` up to whole pages.
+void* allocate(size_t& bytes) {
+  constexpr size_t huge = size_t(2) << 20;
+  const size_t alignment = bytes >= huge ? huge : 64;
+  bytes = (bytes + alignment - 1) / alignment * alignment;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == huge) madvise(memory, bytes, MADV_HUGEPAGE);  // a hint: fewer page faults
+#endif
+  return memory;
+}
+
 struct Workspace {
   void* memory = nullptr;
   size_t bytes = 0;
@@ -127,17 +140,14 @@ void* workspace(size_t bytes) {
     std::free(w.memory);
     w.memory = nullptr;
     w.bytes = 0;
-    constexpr size_t huge = size_t(2) << 20;
-    const size_t alignment = bytes >= huge ? huge : 64;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    if (posix_memalign(&w.memory, alignment, bytes) != 0) throw std::bad_alloc();
-#if defined(__linux__)
-    if (alignment == huge) madvise(w.memory, bytes, MADV_HUGEPAGE);  // a hint: fewer page faults
-#endif
+    w.memory = allocate(bytes);
     w.bytes = bytes;
   }
   return w.memory;
 }
+
+Pages::Pages(size_t bytes) : memory_(bytes ? allocate(bytes) : nullptr) {}
+Pages::~Pages() { std::free(memory_); }
 
 bool run_parallel(int threads, void (*body)(int, void*), void* arg) {
 #if defined(_OPENMP)

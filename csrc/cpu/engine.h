@@ -88,6 +88,19 @@ int processors();  // how many this process may use
 // far larger than needed; aligned to 64 bytes.
 void* workspace(size_t bytes);
 
+// Memory of its own, aligned likewise; none of no bytes.
+class Pages {
+ public:
+  explicit Pages(size_t bytes);
+  ~Pages();
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  void* memory() const { return memory_; }
+
+ private:
+  void* memory_ = nullptr;
+};
+
 // Runs body(thread, arg) on `threads` threads at once, or returns false without having run any.
 bool run_parallel(int threads, void (*body)(int, void*), void* arg);
 

@@ -6,6 +6,7 @@
 // is small, so its input product never leaves the cache.
 #pragma once
 
+#include "cpu/rows.h"
 #include "cpu/share.h"
 
 namespace fastrnn::FASTRNN_ISA {
@@ -19,18 +20,30 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
   using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
   using typename Base::V;
-  static constexpr int kGate = W * Multiply<O>::kStep;  // from gate to gate in the packed weights (K, G, W)
-  static constexpr int kBlock = G == 1 ? 4 : 1;         // granules per register tile
+  static constexpr int kBlock = G == 1 ? 4 : 1;  // granules per register tile
 
-  Forward(const ForwardArgs& a, Plan p) : Base(a, p) {}
+  // W_ih is packed in passing where each thread has a single chunk. Where it is large and the call long, it lies in
+  // memory of its own, given back at the end: a backward, which needs more than a forward in all, then has room.
+  Forward(const ForwardArgs& a, Plan p)
+      : Base(a, p),
+        before_(unpacked_ ? Packing::None : Packing::Before),
+        w_ih_(a.H, a.I, p.batch == 1 && !unpacked_ && a.T * a.B <= chunk_ ? Packing::Passing : before_),
+        w_hh_(a.H, a.P, before_),
+        w_hr_(a.P, a.H, before_) {}
+
+  int64_t apart() const {
+    const int64_t bytes = w_ih_.elements(a_.S) * int64_t(sizeof(O));
+    return bytes >= kApartBytes && a_.T * a_.B >= kApartRows ? bytes : 0;
+  }
+  void place(void* memory) { w_ih_.place(memory); }
 
   void carve(Carver& m) {
     Base::carve_common(m);
     const int64_t S = a_.S, B = a_.B;
     bias_ = m.template take<T>(S * D * gu_ * W);
-    w_ih_ = m.template take<O>(unpacked_ ? 0 : S * gu_ * a_.I * G * W);
-    w_hh_ = m.template take<O>(unpacked_ ? 0 : S * gu_ * a_.P * G * W);
-    w_hr_ = m.template take<O>(unpacked_ || !projected_ ? 0 : S * gp_ * a_.H * W);
+    if (!apart()) w_ih_.carve(m, S);
+    w_hh_.carve(m, S);
+    w_hr_.carve(m, projected_ ? S : 0);
     h0_ = m.template take<O>(kRolls ? S * B * a_.P : 0);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
     h_ = m.template take<O>(kRolls ? 2 * S * B * a_.P : 0);
@@ -41,6 +54,7 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
       Private p;
       p.xg = m.template take<T>(chunk_ * (gu_ / plan_.units + 1) * G * W);
       p.x = m.template take<O>(kRolls ? chunk_ * a_.I : 0);
+      p.w = m.template take<O>(w_ih_.passing(kBlock));
       p.rows = m.template take<const O*>(chunk_);
       p.h = m.template take<const O*>(batch_);
       p.c = m.template take<const T*>(batch_);
@@ -51,6 +65,7 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   struct Private {
     T* xg;           // (rows of the chunk, units, G, W): the input product
     O* x;            // (rows of the chunk, I), where operands are copies
+    O* w;            // granules of W_ih packed in passing
     const O** rows;  // the rows of x
     const O** h;     // per batch row, h_{t-1} and c_{t-1} wherever they lie
     const T** c;
@@ -60,19 +75,14 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
 
   void prepare(const Share& t) {
     const StreamWeights& w = a_.weights[t.s];
-    const int64_t H = a_.H, P = a_.P, I = a_.I;
+    const int64_t H = a_.H, P = a_.P;
     for (int64_t u = t.units.begin + t.part; u < t.units.end; u += plan_.batch) {
       prepare_bias(t, u);
-      if (unpacked_) continue;
-      for (int g = 0; g < G; ++g) {
-        const int64_t row = g * H + u * W;
-        pack_rows(elements(w.w_ih) + row * I, I, I, lanes(u, H), packed_ih(t.s, u) + g * kGate, G * W);
-        pack_rows(elements(w.w_hh) + row * P, P, P, lanes(u, H), packed_hh(t.s, u) + g * kGate, G * W);
-      }
+      w_ih_.pack(w.w_ih, t.s, u);
+      w_hh_.pack(w.w_hh, t.s, u);
     }
-    if (Base::kProjects && projected_ && !unpacked_)
-      for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch)
-        pack_rows(elements(w.w_hr) + u * W * H, H, H, lanes(u, P), w_hr_ + (t.s * gp_ + u) * H * W, W);
+    if (Base::kProjects && projected_)
+      for (int64_t u = t.outs.begin + t.part; u < t.outs.end; u += plan_.batch) w_hr_.pack(w.w_hr, t.s, u);
     if constexpr (kNarrow) {
       for (int64_t j = 0; j < t.count(a_.B); ++j) {
         const int64_t at = t.s * a_.B + t.row(j);
@@ -98,8 +108,6 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   }
 
   T* bias(int64_t s, int gate, int64_t u) { return bias_ + ((s * D + gate) * gu_ + u) * W; }
-  O* packed_ih(int64_t s, int64_t u) { return w_ih_ + (s * gu_ + u) * a_.I * G * W; }
-  O* packed_hh(int64_t s, int64_t u) { return w_hh_ + (s * gu_ + u) * a_.P * G * W; }
 
   // ---- the loop ----------------------------------------------------------------------------------
 
@@ -145,32 +153,18 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
       }
     }
     const int64_t pitch = t.units.size() * G * W;
+    const void* w = a_.weights[t.s].w_ih;
     for_blocks(t.units, kBlock, true, [&](int N, int64_t u) {
+      const O* packed = w_ih_.packed(w, t.s, u, N, p.w);
       for_tiles(rows, tile_rows(N * G), [&](int M, int64_t j) {
         Tile<T, O> tile;
         tile.out = p.xg + j * pitch + (u - t.units.begin) * G * W;
         tile.out_pitch = pitch;
         tile.a = p.rows + j;
         for (int v = 0; v < N * G; ++v) tile.start[v] = bias(t.s, v % G, u + v / G), tile.start_pitch[v] = 0;
-        add_product(M, N * G, tile, elements(a_.weights[t.s].w_ih), packed_ih(t.s, u), u, a_.I);
+        w_ih_.add_product(M, N * G, tile, w, packed, u);
       });
     });
-  }
-
-  // tile += x . w^T, from the packed weights or, for few rows, from where they lie.
-  FASTRNN_INLINE void add_product(int M, int NV, Tile<T, O>& tile, const E* w, const O* packed, int64_t u, int64_t K) {
-    if (unpacked_) {
-      for (int m = 0; m < M; ++m)
-        for (int v = 0; v < NV; ++v) {
-          const int64_t granule = u + v / G;
-          const V sum = dots<T>(tile.a[m], w + (v % G * a_.H + granule * W) * K, K, K, lanes(granule, a_.H));
-          store(tile.out + m * tile.out_pitch + v * W, load(tile.start[v] + m * tile.start_pitch[v]) + sum);
-        }
-    } else {
-      for (int v = 0; v < NV; ++v) tile.w[v] = packed + v / G * K * G * W + v % G * kGate;
-      tile.offset = 0, tile.stride = G * W, tile.K = K;
-      product(M, NV, tile);
-    }
   }
 
   void step(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t n, const T* xg) {
@@ -221,7 +215,8 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
         tile.start[v] = g < U ? x + v * W : bias(t.s, g + G - U, u + b);
         tile.start_pitch[v] = g < U ? pitch : 0;
       }
-    add_product(M, NV, tile, elements(a_.weights[t.s].w_hh), packed_hh(t.s, u), u, a_.P);
+    const void* w = a_.weights[t.s].w_hh;
+    w_hh_.add_product(M, NV, tile, w, w_hh_.packed(w, t.s, u, N, nullptr), u);
     const int64_t when = time(t.s, k);
     for (int m = 0; m < M; ++m) {
       const int64_t row = at.row(when, t.row(j + m));
@@ -264,21 +259,17 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   }
 
   void project(const Share& t, const Private& p, const Steps& at, int64_t k, int64_t n) {
-    const int64_t when = time(t.s, k), H = a_.H;
+    const int64_t when = time(t.s, k);
+    const void* w = a_.weights[t.s].w_hr;
     for (int64_t j = 0; j < n; ++j) p.rows[j] = m_target(t, at.row(when, t.row(j)), j);
     for (int64_t u = t.outs.begin; u < t.outs.end; ++u) {
       for_tiles(n, tile_rows(1), [&](int M, int64_t j) {
         alignas(64) T acc[kMaxRows * W];
         Tile<T, O> tile;
-        tile.out = acc, tile.out_pitch = W, tile.start[0] = zero_, tile.start_pitch[0] = 0;
-        tile.a = p.rows + j, tile.offset = 0, tile.stride = W, tile.K = H;
-        tile.w[0] = w_hr_ + (t.s * gp_ + u) * H * W;
-        if (!unpacked_) product(M, 1, tile);
-        for (int m = 0; m < M; ++m) {
-          if (unpacked_)
-            store(acc + m * W, dots<T>(tile.a[m], elements(a_.weights[t.s].w_hr) + u * W * H, H, H, lanes(u, a_.P)));
+        tile.out = acc, tile.out_pitch = W, tile.start[0] = zero_, tile.start_pitch[0] = 0, tile.a = p.rows + j;
+        w_hr_.add_product(M, 1, tile, w, w_hr_.packed(w, t.s, u, 1, nullptr), u);
+        for (int m = 0; m < M; ++m)
           store_h(t, at.row(when, t.row(j + m)), j + m, k, u, load(acc + m * W), lanes(u, a_.P));
-        }
       });
     }
   }
@@ -300,8 +291,11 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
 
   O* zero_operand() const { return reinterpret_cast<O*>(zero_); }
 
+  Packing before_;
+  RowWeights<T, E, O, G> w_ih_, w_hh_;
+  RowWeights<T, E, O, 1> w_hr_;
   T *bias_, *c0_, *c_, *m_;
-  O *w_ih_, *w_hh_, *w_hr_, *h0_, *h_;
+  O *h0_, *h_;
   Private* privates_;
 };
 

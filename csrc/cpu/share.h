@@ -13,6 +13,13 @@ namespace fastrnn::FASTRNN_ISA {
 // few enough to stay in the cache.
 constexpr int64_t kChunkRows = 128;
 
+// Packed weights of at least so many bytes, in calls of at least so many rows, lie in memory that is given back at the
+// end (Forward): getting it anew then costs at most some 2 percent of the call.
+constexpr int64_t kApartBytes = 3 << 20, kApartRows = 1024;
+
+// A packed W_ih of at least so many bytes may take the place of W_hh at the end (Backward).
+constexpr int64_t kLateBytes = 1 << 20;
+
 // One thread's share of one stream.
 struct Share {
   int64_t s;              // the stream
@@ -27,7 +34,7 @@ struct Share {
 
 // Base of both loops. T is the arithmetic, E the storage and O the operand type of the products (T, or E
 // where the processor multiplies it as it is). Loop is the derived class, which has carve(Carver&), prepare(Share&) and
-// stream(thread, Share&).
+// stream(thread, Share&), and may have apart() and place(memory).
 template <class Loop, class C, class A, class T, class E, class O>
 class Driver {
  public:
@@ -53,6 +60,9 @@ class Driver {
         chunk_(batch_ > kChunkRows ? batch_ : kChunkRows / (batch_ ? batch_ : 1) * batch_),
         unpacked_(a.T * a.B <= kFewRows),
         projected_(a.weights[0].w_hr != nullptr) {}
+
+  int64_t apart() const { return 0; }  // bytes in memory of their own, for this call only
+  void place(void*) {}
 
   void carve_common(Carver& m) {
     starts_ = m.take<int64_t>(Steps::room(a_));
@@ -86,6 +96,8 @@ class Driver {
     loop.carve(measure);
     Carver memory(workspace(measure.used()));
     loop.carve(memory);
+    const Pages apart(size_t(loop.apart()));
+    if (apart.memory()) loop.place(apart.memory());
     loop.steps().fill();
     loop.rows_ = loop.steps().rows();
     for (int i = 0; i < 1 + p.threads() + p.streams; ++i) new (&loop.barriers_[i]) Barrier;

@@ -35,14 +35,14 @@ class WeightGradients {
 
   static bool wanted(const StreamGradients& d) { return d.w_ih || d.w_hh || d.b_ih || d.b_hh || d.w_hr; }
 
-  // Adds a chunk of steps; its gates begin at `gates`.
-  void add(const Steps& at, int64_t s, const Chunk& c, const T* gates, const Scratch<T>& scratch) const {
+  // Adds a chunk of steps; its gates begin at `gates`, rows of them `pitch` apart.
+  void add(const Steps& at, int64_t s, const Chunk& c, const T* gates, int64_t pitch, const Scratch<T>& scratch) const {
     for (int64_t row = 0; row < c.rows; row += kBlockRows) {
       const int64_t rows = c.rows - row < kBlockRows ? c.rows - row : kBlockRows;
       const bool first = c.begin == a_.T - 1 && row == 0;
       for (int64_t begin = own_.begin; begin < own_.end; begin += kBlockColumns) {
         OuterBlock<T> block(part_of(own_, begin), rows, first, scratch);
-        block.gather(gates + row * D * a_.H, D * a_.H);
+        block.gather(gates + row * pitch, pitch);
         add_block(block, at, s, c, c.row + row, scratch.in);
       }
       for (int64_t begin = outs_.begin; a_.gradients[s].w_hr && begin < outs_.end; begin += kBlockColumns) {
