@@ -106,7 +106,7 @@ class _Recurrence(torch.autograd.Function):
             y, finals = outs[0], outs if call.single_step else outs[1:]
         ctx.meta, ctx.inputs = meta, len(tensors)
         ctx.hooked = _hooks() is not None
-        kept = y
+        kept: Tensor | None = y
         if meta.cell.states == 1:
             kept = _keep_editable(ctx, y)
         ctx.save_for_backward(*tensors, kept, *saved)
