@@ -27,12 +27,14 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         most_(a.B > kBlockRows         ? a.B
               : a.T * a.B < kBlockRows ? a.T * a.B
                                        : kBlockRows),
-        late_(a.dx && !unpacked_ && goes_late(a)),
+        passing_(!unpacked_ && p.batch == 1 && a.T * a.B <= most_),
+        late_(a.dx && !unpacked_ && !passing_ && goes_late(a)),
         in_dx_(late_ && !a.dgates),
         pitch_(in_dx_ ? a.I : D * a.H),
-        w_ih_(G * a.H, a.I, unpacked_ && !kNarrow),
-        w_hh_(G * a.H, a.P, unpacked_ && !kNarrow),
-        w_hr_(a.P, a.H, unpacked_ && !kNarrow) {}
+        before_(unpacked_ && !kNarrow ? Packing::None : Packing::Before),
+        w_ih_(G * a.H, a.I, passing_ ? Packing::Passing : before_),
+        w_hh_(G * a.H, a.P, before_),
+        w_hr_(a.P, a.H, before_) {}
 
   void carve(Carver& m) {
     Base::carve_common(m);
@@ -59,6 +61,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       p.chunk = m.template take<int64_t>(a_.dx ? most_ : 0);
       p.gates_of = m.template take<const O*>(a_.dx ? most_ : 0);
       p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? most_ * G * a_.H : 0);
+      p.w = m.template take<O>(a_.dx ? w_ih_.passing() : 0);
       if (sums_) p.scratch.carve(m);
       if (privates_) privates_[i] = p;
     }
@@ -70,6 +73,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     int64_t* chunk;      // our rows of a chunk
     const O** gates_of;  // those rows' gates
     O* gates;            // copies of those rows' gates, where operands are copies or where dx takes their place
+    O* w;                // granules of W_ih packed in passing, where there is a single chunk
     Scratch<T> scratch;  // for the gradients of weights
   };
 
@@ -200,7 +204,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         if (copied) convert(gates, K, p.gates + j * K);
     }
     if (in_dx_) meet(t);
-    w_ih_.multiply(a_.weights[t.s].w_ih, t.s, inputs(t), p.gates_of, n, zero_,
+    w_ih_.multiply(a_.weights[t.s].w_ih, t.s, inputs(t), p.gates_of, n, zero_, p.w,
                    [&](int64_t j) { return static_cast<E*>(a_.dx) + (t.s * rows_ + p.chunk[j]) * a_.I; });
   }
 
@@ -219,7 +223,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       }
     }
     meet(t);
-    w_hr_.multiply(a_.weights[t.s].w_hr, t.s, t.units, rows, n, zero_,
+    w_hr_.multiply(a_.weights[t.s].w_hr, t.s, t.units, rows, n, zero_, nullptr,
                    [&](int64_t j) { return dm_ + (t.s * a_.B + t.row(j)) * a_.H; });
   }
 
@@ -299,8 +303,9 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   int64_t gi_;    // granules of I
   bool sums_;     // do we make the gradients of the weights, a chunk at a time?
   int64_t most_;  // most rows of a chunk
-  bool late_, in_dx_;
+  bool passing_, late_, in_dx_;
   int64_t pitch_;  // from row to row of the gates
+  Packing before_;
   ColumnWeights<T, E, O> w_ih_, w_hh_, w_hr_;
   O *total_, *dgates_;
   E* ring_;
