@@ -36,7 +36,7 @@ format: .venv/.lint
 	$(if $(sources),$(BIN)/clang-format -i $(sources))
 
 # The engine and its tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.
-SANITIZED_TESTS ?= $(wildcard tests/test_engine*.py) tests/test_quick.py
+SANITIZED_TESTS ?= $(wildcard tests/test_engine*.py) tests/test_quick.py tests/test_quick_backward.py
 sanitize: .venv/.installed
 	rm -rf build/sanitized
 	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .

@@ -20,9 +20,10 @@ from torch.compiler import is_compiling
 from fastrnn import differentiable, gradients, ops, scripting, transforms
 from fastrnn.backends import BACKENDS
 from fastrnn.backends.base import FIELDS, GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
+from fastrnn.backends.cpu import CODES, load
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.cells import Cell
-from fastrnn.ordinary import dual, faked, ordinary, plain, traced, transformed
+from fastrnn.ordinary import dual, faked, ordinary, plain, traced, transformed, watched
 from fastrnn.transforms import Meta
 
 _REVERSE = (False, True)  # directions
@@ -105,7 +106,7 @@ class _Recurrence(torch.autograd.Function):
             outs, saved = made[0], Saved(*made[1])
             y, finals = outs[0], outs if call.single_step else outs[1:]
         ctx.meta, ctx.inputs = meta, len(tensors)
-        ctx.hooked = _hooks() is not None
+        ctx.hooked, ctx.quick = _hooks() is not None, made is not None and len(meta.reverse) == 1
         kept: Tensor | None = y
         if meta.cell.states == 1:
             kept = _keep_editable(ctx, y)
@@ -120,26 +121,30 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> Any:
         tensors, meta = ctx.saved_tensors, ctx.meta
-        masks, flat = tensors[:_MASKS], tensors[_MASKS : ctx.inputs]
-        saved = Saved(*tensors[ctx.inputs + 1 :])
-        head: tuple[None, ...] = (None,) * (2 + _MASKS)
+        head: tuple[Tensor | None, ...] = (None,) * (2 + _MASKS)
+        flat, saved = tensors[_MASKS : ctx.inputs], tensors[ctx.inputs + 1 :]
         if all(d is None for d in douts):
             return head + (None,) * len(flat)
         needed = ctx.needs_input_grad[2 + _MASKS :]
-        call = meta.call(masks, flat)
-        if torch.is_grad_enabled() or not ordinary(douts):  # create_graph=True, or a transformation
-            return head + tuple(differentiable.backward(call, flat, douts, needed))
+        again = torch.is_grad_enabled()  # create_graph=True
         # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
         keeps = _keeps_graph()
         last = not (ctx.hooked or keeps)
-        y = tensors[ctx.inputs]
-        if y is None:
-            y = _kept(ctx, call, keeps)
+        y: Any = None if again else _kept(ctx, tensors)
+        if not keeps:
+            ctx.y = None  # as autograd frees what was saved; a further walk fails before it comes here
+        if ctx.quick and not again and not watched():
+            found = _quick_backward(meta, flat, y, saved, douts, needed, last)
+            if found is not None:
+                return head + tuple(found)
+        call = meta.call(tensors[:_MASKS], flat)
+        if again or not ordinary(douts):  # or a transformation
+            return head + tuple(differentiable.backward(call, flat, douts, needed))
         run = _step_backward if call.single_step else gradients.in_form
         if torch._C._is_any_autocast_enabled():  # which is about the forward
             with torch.autocast(y.device.type, enabled=False):
-                return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
-        return head + tuple(run(meta.backend, call, saved, y, douts, needed, last))
+                return head + tuple(run(meta.backend, call, Saved(*saved), y, douts, needed, last))
+        return head + tuple(run(meta.backend, call, Saved(*saved), y, douts, needed, last))
 
 
 def _keep_editable(ctx: Any, y: Tensor) -> Tensor | None:
@@ -155,13 +160,34 @@ def _keep_editable(ctx: Any, y: Tensor) -> Tensor | None:
     return None
 
 
-def _kept(ctx: Any, call: Call, keeps: bool) -> Tensor:
-    y: Tensor = ctx.y
+def _kept(ctx: Any, tensors: tuple[Tensor, ...]) -> Tensor:
+    """y as forward left it."""
+    y: Tensor | None = tensors[ctx.inputs]
+    if y is not None:
+        return y
+    y = ctx.y
+    assert y is not None
     if y._version != ctx.version:
-        y = ctx.meta.backend.forward(call, NOTHING).y
-    if not keeps:
-        del ctx.y  # as autograd frees what was saved; a further walk has failed before it comes here
+        meta: Meta = ctx.meta
+        y = meta.backend.forward(meta.call(tensors[:_MASKS], tensors[_MASKS : ctx.inputs]), NOTHING).y
     return y
+
+
+def _quick_backward(
+    meta: Meta,
+    flat: tuple[Tensor, ...],
+    y: Tensor,
+    saved: tuple[Tensor, ...],
+    douts: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    last: bool,
+) -> Any:
+    """Gradients of a call that the engine's short way has run (`quick`) by the way back of the same kind, or None."""
+    if any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in douts):
+        return None
+    engine: Any = load()[0]
+    threads = torch.get_num_threads()
+    return engine.quick_backward(CODES[meta.cell.name], flat, meta.states, y, saved, douts, needed, last, threads)
 
 
 def _step_backward(

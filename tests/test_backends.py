@@ -148,7 +148,8 @@ def test_choice_depends_on_what_the_query_says():
         ("lstm", 1, 512, "cpu"),
         ("lstm", 16, 512, "native"),
         ("gru", 64, 128, "cpu"),
-        ("rnn_tanh", 1, 16, "native"),
+        ("rnn_tanh", 1, 16, "cpu"),
+        ("rnn_tanh", 16, 16, "native"),
     ],
 )
 @pytest.mark.skipif("cpu" not in usable_backends("lstm", torch.float32, False, False), reason="needs the engine")

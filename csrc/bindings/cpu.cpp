@@ -129,11 +129,13 @@ std::vector<std::string> cells() {
 
 namespace fastrnn {
 void bind_quick(py::module_& module);  // quick.cpp
-}
+void bind_quick_backward(py::module_& module);
+}  // namespace fastrnn
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "fastrnn's CPU engine";
   fastrnn::bind_quick(module);
+  fastrnn::bind_quick_backward(module);
   module.def("forward", &forward);
   module.def("backward", &backward);
   module.def("step", &step);

@@ -1,90 +1,14 @@
 // Forward of one layer on plain tensors, without ceremony: what `fastrnn.layers` and `fastrnn.backends.cpu`
 // do in Python for any call is here done in one go for the plainest, of which a step takes a few microseconds.
 // Whatever is not exactly as expected is left to them: the answer is then None, never an error.
-#include <pybind11/pybind11.h>
-
-#include "bindings/dlpack.h"
-#include "cells/list.h"
-#include "cpu/engine.h"
-
-namespace py = pybind11;
+#include "bindings/exchange.h"
 
 namespace fastrnn {
 namespace {
 
+using namespace exchange;
+
 constexpr int kStreams = 2, kFields = 5;  // w_ih, w_hh, b_ih, b_hh, w_hr
-
-struct CellSizes {
-  int gates, states, tape;
-};
-
-#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates, C::kTape},
-constexpr CellSizes kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_SIZES)};
-#undef FASTRNN_SIZES
-
-const dlpack::ExchangeApi* api = nullptr;
-PyObject *tensor_type = nullptr, *parameter_type = nullptr;
-PyObject *name_new_empty = nullptr, *name_is_neg = nullptr, *name_requires_grad = nullptr;
-
-int dtype_of(const dlpack::Tensor& t) {
-  if (t.dtype.lanes != 1) return -1;
-  if (t.dtype.code == dlpack::kBFloat) return t.dtype.bits == 16 ? int(DType::BFloat16) : -1;
-  if (t.dtype.code != dlpack::kFloat) return -1;
-  return t.dtype.bits == 32   ? int(DType::Float32)
-         : t.dtype.bits == 64 ? int(DType::Float64)
-         : t.dtype.bits == 16 ? int(DType::Float16)
-                              : -1;
-}
-
-// One tensor, if it is contiguous memory of the CPU.
-struct Look {
-  dlpack::Tensor t;
-
-  bool operator()(PyObject* object) {
-    if (api->look(object, &t) != 0) {
-      PyErr_Clear();  // it is none that can be described so; the usual way says why
-      return false;
-    }
-    if (t.device_type != dlpack::kCpu || !t.data) return false;
-    int64_t expected = 1;
-    for (int i = t.ndim - 1; t.strides && i >= 0; --i) {
-      if (t.shape[i] == 0 || (t.shape[i] != 1 && t.strides[i] != expected)) return false;
-      expected *= t.shape[i];
-    }
-    return true;
-  }
-  bool has_shape(int64_t a, int64_t b) const { return t.ndim == 2 && t.shape[0] == a && t.shape[1] == b; }
-  bool has_shape(int64_t a, int64_t b, int64_t c) const {
-    return t.ndim == 3 && t.shape[0] == a && t.shape[1] == b && t.shape[2] == c;
-  }
-  const void* data() const { return static_cast<const char*>(t.data) + t.byte_offset; }
-};
-
-bool requires_grad(PyObject* tensor) {
-  PyObject* asked = PyObject_GetAttr(tensor, name_requires_grad);
-  if (!asked) throw py::error_already_set();
-  Py_DECREF(asked);
-  return asked == Py_True;
-}
-
-// Of torch's own type, and no view that negates what lies in memory.
-bool plain(PyObject* object, PyObject* type, Look& look) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != type) return false;
-  PyObject* negative = PyObject_CallMethodNoArgs(object, name_is_neg);
-  const bool ok = negative == Py_False && look(object);
-  if (!negative) PyErr_Clear();
-  Py_XDECREF(negative);
-  return ok;
-}
-
-// A new tensor (lead, B, width), or (B, width) of a single step.
-PyObject* new_empty(PyObject* like, bool single, int64_t lead, int64_t B, int64_t width) {
-  const py::int_ sizes[3] = {lead, B, width};
-  PyObject* arguments[4] = {like, sizes[single].ptr(), sizes[single ? 2 : 1].ptr(), sizes[2].ptr()};
-  PyObject* made = PyObject_VectorcallMethod(name_new_empty, arguments, size_t(single ? 3 : 4), nullptr);
-  if (!made) throw py::error_already_set();
-  return made;
-}
 
 struct Layer {
   StreamWeights weights[kStreams];
@@ -171,10 +95,12 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   for (int k = 0; k < outs; ++k) {
     const bool y = !single && k == 0;
     const int64_t lead = y ? T : S, width = y ? S * P : widths[single ? k : k - 1];
-    PyObject* made = new_empty(x.ptr(), single, lead, B, width);
-    PyTuple_SET_ITEM(result.ptr(), k, made);
+    const int64_t sizes_of[] = {lead, B, width};
+    py::object made = new_empty(x.ptr(), sizes_of + single, 3 - single);
     Look look;  // a mode may have made something else of it
-    if (!look(made) || dtype_of(look.t) != layer.dtype) return py::none();
+    const bool ok = look(made.ptr());
+    PyTuple_SET_ITEM(result.ptr(), k, made.release().ptr());
+    if (!ok || dtype_of(look.t) != layer.dtype) return py::none();
     if (!(single ? look.has_shape(B, width) : look.has_shape(lead, B, width))) return py::none();
     data[k] = look.t.data;
   }
@@ -190,7 +116,8 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
     py::tuple tensors = py::make_tuple(py::none(), py::none(), py::none());
     for (int k = 0; k < 2; ++k) {
       if (!kept[k]) continue;
-      tensors[k] = py::reinterpret_steal<py::object>(new_empty(x.ptr(), false, S, T * B, kept[k]));
+      const int64_t sizes_of[] = {S, T * B, kept[k]};
+      tensors[k] = new_empty(x.ptr(), sizes_of, 3);
       Look look;
       if (!look(py::object(tensors[k]).ptr()) || dtype_of(look.t) != layer.dtype) return py::none();
       if (!look.has_shape(S, T * B, kept[k])) return py::none();
@@ -206,24 +133,11 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
   return py::make_tuple(std::move(result), std::move(saved));
 }
 
-// Gives the interface by which tensors tell where they lie, and the types that they may have.
-void set_exchange(const py::capsule& capsule, const py::type& tensor, const py::type& parameter) {
-  const auto* found = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule));
-  if (!found) throw py::error_already_set();
-  while (found && found->major != dlpack::kMajor) found = found->previous;
-  if (!found || !found->look) throw py::value_error("fastrnn._cpu: no DLPack exchange interface of version 1");
-  tensor_type = tensor.inc_ref().ptr(), parameter_type = parameter.inc_ref().ptr();
-  name_new_empty = PyUnicode_InternFromString("new_empty");
-  name_is_neg = PyUnicode_InternFromString("is_neg");
-  name_requires_grad = PyUnicode_InternFromString("requires_grad");
-  api = found;
-}
-
 }  // namespace
 
 void bind_quick(py::module_& module) {
+  exchange::bind(module);
   module.def("quick", &quick);
-  module.def("set_exchange", &set_exchange);
 }
 
 }  // namespace fastrnn
