@@ -118,8 +118,8 @@ def _forward_fake(
     batch = call.states[0].shape[1] if call.states else x.shape[-2]  # packed calls always bring states
     finals = [x.new_empty(streams, batch, n) for n in (call.out, call.hidden)[: call.cell.states]]
     y = x.new_empty(*call.rows, streams * call.out)
-    dtype = uniform.saved_dtype(x)
-    saved = [x.new_empty(n, dtype=dtype) for n in uniform.vector_sizes(BACKENDS[backend], call, save)]
+    sizes, dtypes = uniform.vector_sizes(BACKENDS[backend], call, save), BACKENDS[backend].saved_dtypes(x.dtype)
+    saved = [x.new_empty(n, dtype=d) for n, d in zip(sizes, dtypes, strict=True)]
     states = [x.new_empty(streams, *call.rows, call.hidden)] if trail and call.cell.states > 1 else []
     return y, finals, saved, states
 

@@ -121,25 +121,27 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
     Entries below N are rows of y, N + b is the initial state of batch row b, and N + B is the
     cleared state that follows a reset.
     """
-    batch = call.batch
-    if call.batch_sizes is None:
+    batch, device = call.batch, call.x.device
+    if call.batch_sizes is None:  # everything on the device
         steps = call.x.shape[0]
-        sizes = torch.full((steps,), batch, device="cpu")
+        total = steps * batch
+        index = torch.arange(total, device=device)
+        position = index % batch
+        other = index // batch + (1 if reverse else -1)
+        exists = (other >= 0) & (other < steps)
+        if call.lengths is not None and reverse:
+            exists &= other < call.lengths.long()[position]
+        rows = torch.where(exists, other * batch + position, total + position)
     else:
         sizes = call.batch_sizes
-        steps = sizes.numel()
-    starts = torch.cumsum(sizes, 0) - sizes
-    time = torch.repeat_interleave(torch.arange(steps, device="cpu"), sizes)
-    total = time.numel()
-    position = torch.arange(total, device="cpu") - starts[time]
-    other = time + 1 if reverse else time - 1
-    exists = (other >= 0) & (other < steps)
-    inside = other.clamp(0, max(steps - 1, 0))
-    exists &= position < sizes[inside]
-    device = call.x.device
-    if call.lengths is not None and reverse:
-        exists = exists.to(device) & (other.to(device) < call.lengths.long()[position.to(device)])
-    rows = torch.where(exists.to(device), (starts[inside] + position).to(device), (total + position).to(device))
+        steps, starts = sizes.numel(), torch.cumsum(sizes, 0) - sizes
+        time = torch.repeat_interleave(torch.arange(steps, device="cpu"), sizes)
+        total = time.numel()
+        position = torch.arange(total, device="cpu") - starts[time]
+        other = time + (1 if reverse else -1)
+        inside = other.clamp(0, steps - 1)
+        exists = (other >= 0) & (other < steps) & (position < sizes[inside])
+        rows = torch.where(exists, starts[inside] + position, total + position).to(device)
     if call.resets is not None:
         cut = call.resets.reshape(-1)
         cut = cut[rows.clamp(max=total - 1)] & (rows < total) if reverse else cut
@@ -149,9 +151,9 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
 
 def run(backend: Backend, call: Call, save: str) -> Result:
     """Forward, in the form that `backend` takes ragged batches in; y is in the call's form, `saved` in its own."""
-    if call.batch_sizes is not None and backend.ragged_layout == "padded":
+    if call.batch_sizes is not None and "packed" not in backend.ragged_layouts:
         return _pad_and_run(backend, call, save)
-    if call.lengths is None or backend.ragged_layout == "padded":
+    if call.lengths is None or "padded" in backend.ragged_layouts:
         return backend.forward(call, save)
     packing, packed = pack_call(call)
     if packed is None:
