@@ -81,10 +81,10 @@ def problem_of(entry: Entry) -> Problem:
     return Problem(gates, entry.H, entry.B, entry.S, dtype.itemsize, precision, entry.direction == "backward")
 
 
-def caught(entry: Entry, how: Plan) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The kernel, its run-time arguments by name and its flags."""
     dtype, precision = KINDS[entry.kind]
-    cell, T, B, H, S = CELLS[entry.cell], 3, entry.B, entry.H, entry.S
+    cell, B, H, S = CELLS[entry.cell], entry.B, entry.H, entry.S
     rows = cell.gates * H
 
     def empty(*size: int) -> torch.Tensor:

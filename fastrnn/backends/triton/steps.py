@@ -74,11 +74,6 @@ def tanh_approx(x):
 
 
 @triton.jit
-def sigmoid_approx(x):
-    return 0.5 * tanh_approx(0.5 * x) + 0.5
-
-
-@triton.jit
 def load_n(p, stride, mask, N: tl.constexpr):
     """N blocks, `stride` elements apart, as they are."""
     out = ()
@@ -201,7 +196,7 @@ def fed_back(
 def advance(x, r, s, live, STEP: tl.constexpr, NS: tl.constexpr, RAGGED: tl.constexpr, FAST: tl.constexpr):
     """One step; rows that are not live keep their state."""
     if FAST:
-        new, tape = STEP(x, r, s, (), sigmoid_approx, tanh_approx, where)
+        new, tape = STEP(x, r, s, (), sigmoid, tanh_approx, where)
     else:
         new, tape = STEP(x, r, s, (), sigmoid, tanh, where)
     if RAGGED:
@@ -315,7 +310,7 @@ def retreat(
     if RAGGED:
         own = where_n(live[:, None], ds, zeros_n(s[0], NS), NS)
     if FAST:
-        dx, dr, before, _ = STEP_BACKWARD(tape, s, new, (), own, sigmoid_approx, tanh_approx, where)
+        dx, dr, before, _ = STEP_BACKWARD(tape, s, new, (), own, sigmoid, tanh_approx, where)
     else:
         dx, dr, before, _ = STEP_BACKWARD(tape, s, new, (), own, sigmoid, tanh, where)
     if RAGGED:

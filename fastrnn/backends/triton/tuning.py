@@ -12,6 +12,7 @@ import json
 import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -63,8 +64,12 @@ def key(problem: Problem, cell: str) -> str:
 def _read(file: Path) -> dict[str, Finding]:
     if not file.exists():
         return {}
-    found = json.loads(file.read_text())
-    return {k: Finding(Plan(*v[0]), *v[1:]) for k, v in found.items()}
+    try:
+        found = json.loads(file.read_text())
+        return {k: Finding(Plan(*v[0]), *v[1:]) for k, v in found.items()}
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        message = f"{file}: expected what fastrnn.tune has found, got something else ({error}); remove it"
+        raise RuntimeError(message) from error
 
 
 def lookup(problem: Problem, cell: str, limits: Limits) -> Finding | None:
@@ -100,13 +105,18 @@ def problem_of(query: Query, precision: str, backward: bool) -> Problem:
 
 def record(findings: dict[str, Finding], limits: Limits) -> Path:
     """Add findings to those on disk."""
+    import fcntl  # of Unix, where Triton is
+
     file = path(limits)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _read.cache_clear()
-    merged = _read(file) | findings
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(merged, indent=0))
-    os.replace(temporary, file)
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nobody else's findings get lost; released as it is closed
+        forget()
+        merged = _read(file) | findings
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with open(handle, "w") as out:
+            json.dump(merged, out, indent=0)
+        os.replace(temporary, file)
     forget()
     return file
 
