@@ -101,7 +101,9 @@ def _activate(X, S, T, A, N: tl.constexpr):
 
 
 def test_activations():
-    x = torch.cat([torch.linspace(-12, 12, 1000), torch.logspace(-30, 2, 1000), torch.tensor([200.0, -200.0, torch.inf])])
+    x = torch.cat(
+        [torch.linspace(-12, 12, 1000), torch.logspace(-30, 2, 1000), torch.tensor([200.0, -200.0, torch.inf])]
+    )
     x = torch.cat([x, torch.zeros(2048 - x.numel())]).to(DEVICE)
     s, t, a = (torch.empty_like(x) for _ in range(3))
     _activate[1,](x, s, t, a, 2048)
