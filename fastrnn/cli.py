@@ -17,7 +17,7 @@ HELP = """usage: fastrnn COMMAND [options]
   fastrnn train lm     train a language model on text (--data FILE_OR_FOLDER)
   fastrnn evaluate     perplexity of a checkpoint on a text
   fastrnn generate     text from a checkpoint
-  fastrnn info         what is installed: engine, instruction sets, threads, backends
+  fastrnn info         what is installed, what is missing and what that costs
 
 fastrnn COMMAND --help shows a command's options.
 """

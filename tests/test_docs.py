@@ -27,6 +27,12 @@ def test_the_table_names_tests():
     assert not without
 
 
+@pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_python_blocks_run(document):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
+        exec(compile(block, document, "exec"), {})
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED)
 def test_a_named_test_exists(file, name):
     tree = ast.parse((ROOT / file).read_text())
