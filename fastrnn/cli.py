@@ -175,7 +175,7 @@ def generate(args: list[str]) -> int:
 
 def show_info(args: list[str]) -> int:
     if args in (["-h"], ["--help"]):
-        print("usage: fastrnn info\n\nWhat is installed: engine, instruction sets, threads, backends.")
+        print("usage: fastrnn info\n\nWhat is installed, what is missing and what that costs.")
         return 0
     if args:
         raise UsageError(f"takes no arguments, got {args[0]}")
