@@ -220,10 +220,10 @@ def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
         y, finals, trail = _layers(how, x, states, weights, None, None, resets)
         return y.flatten(0, 1), finals, tuple([a.flatten(1, 2) for a in trail])
     if resets is not None:
-        resets = Packing.of_batch_sizes(sizes, query.B, x.device).pack(resets)
+        resets = Packing.of_batch_sizes(sizes, query.B, x.shape[0], x.device).pack(resets)
     if "packed" in how.engine.ragged_layouts:
         return _layers(how, x, states, weights, None, sizes, resets)
-    packing = Packing.of_batch_sizes(sizes, query.B, x.device)
+    packing = Packing.of_batch_sizes(sizes, query.B, x.shape[0], x.device)
     resets = None if resets is None else packing.unpack(resets)
     lengths = packing.lengths.to(x.device)
     y, finals, trail = _layers(how, packing.unpack(x), states, weights, lengths, None, resets)

@@ -105,6 +105,8 @@ def _forward(cell: str, backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, li
         check_batch_sizes(call.batch_sizes, x.shape[0])
         if not call.states:
             raise ValueError("states: expected with batch_sizes, as they tell B")
+        if call.batch != int(call.batch_sizes[0]):
+            raise ValueError(f"states: expected B = batch_sizes[0] = {int(call.batch_sizes[0])}, got {call.batch}")
     y, finals, saved, states = uniform.forward(BACKENDS[backend], call, save, trail)
     return y, [a for a in finals if a is not None], saved, states
 

@@ -30,22 +30,22 @@ class Packing(NamedTuple):
     def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Packing:
         """From lengths (B,), on the CPU, in any order, zeros allowed."""
         ordered, order = torch.sort(lengths.long(), descending=True, stable=True)
-        return Packing._build(ordered, order, steps, device)
-
-    @staticmethod
-    def of_batch_sizes(batch_sizes: Tensor, batch: int, device: torch.device) -> Packing:
-        """From the batch_sizes of a PackedSequence of `batch` rows; the rows keep their order."""
-        order = torch.arange(batch, device="cpu")
-        return Packing._build((batch_sizes[:, None] > order).sum(0), order, batch_sizes.numel(), device)
-
-    @staticmethod
-    def _build(ordered: Tensor, order: Tensor, steps: int, device: torch.device) -> Packing:
         batch = order.numel()
         longest = int(ordered[0]) if batch else 0
-        time = torch.arange(longest, device="cpu")[:, None]
-        live = time < ordered
-        index = (time * batch + order)[live]
+        live = torch.arange(longest, device="cpu")[:, None] < ordered
+        index = (torch.arange(longest, device="cpu")[:, None] * batch + order)[live]
         return Packing(steps, order.to(device), ordered, live.sum(1), index.to(device))
+
+    @staticmethod
+    def of_batch_sizes(batch_sizes: Tensor, batch: int, rows: int, device: torch.device) -> Packing:
+        """From the batch_sizes of a PackedSequence of `batch` sequences and `rows` rows; they keep their order."""
+        order = torch.arange(batch, device="cpu")
+        lengths = (batch_sizes[:, None] > order).sum(0)
+        # Sizes come from sizes alone, never from values, which a tracer does not have.
+        ends, row = torch.cumsum(batch_sizes, 0), torch.arange(rows, device="cpu")
+        time = torch.searchsorted(ends, row, right=True)
+        index = time * batch + row - (ends - batch_sizes)[time]
+        return Packing(batch_sizes.numel(), order.to(device), lengths, batch_sizes, index.to(device))
 
     def pack(self, padded: Tensor) -> Tensor:
         """(T, B, ...) to (N, ...)."""
@@ -168,7 +168,7 @@ def run(backend: Backend, call: Call, save: str) -> Result:
 def _pad_and_run(backend: Backend, call: Call, save: str) -> Result:
     assert call.batch_sizes is not None
     device = call.x.device
-    packing = Packing.of_batch_sizes(call.batch_sizes, call.batch, device)
+    packing = Packing.of_batch_sizes(call.batch_sizes, call.batch, call.x.shape[0], device)
     resets = None if call.resets is None else packing.unpack(call.resets)
     padded = call._replace(
         x=packing.unpack(call.x), lengths=packing.lengths.to(device), batch_sizes=None, resets=resets

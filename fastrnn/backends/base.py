@@ -75,7 +75,9 @@ class Call(NamedTuple):
 
     @property
     def batch(self) -> int:
-        return self.x.shape[-2] if self.batch_sizes is None else int(self.batch_sizes[0])
+        if self.batch_sizes is None:
+            return self.x.shape[-2]
+        return self.states[0].shape[-2] if self.states else int(self.batch_sizes[0])
 
     @property
     def rows(self) -> tuple[int, ...]:
