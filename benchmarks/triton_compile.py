@@ -81,8 +81,8 @@ def problem_of(entry: Entry) -> Problem:
     return Problem(gates, entry.H, entry.B, entry.S, dtype.itemsize, precision, entry.direction == "backward")
 
 
-def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The kernel, its run-time arguments by name and its flags."""
+def launch_of(entry: Entry, how: Plan, T: int = 3) -> None:
+    """A launch of `entry` on tensors of the CPU: somebody else must be in the kernel's place."""
     dtype, precision = KINDS[entry.kind]
     cell, B, H, S = CELLS[entry.cell], entry.B, entry.H, entry.S
     rows = cell.gates * H
@@ -95,11 +95,22 @@ def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], di
     call = Call(cell, empty(T, B, 16), states, weights, (False, True)[:S])
     shape = launch.shape_of(call, precision)
     y, c = empty(T, B, S * H), torch.empty(S, T * B, H) if cell.states > 1 else None
+    if entry.direction == "forward":
+        xg = empty(S, T * B, max(cell.gates, cell.tape) * H)
+        launch.forward(call, shape, how, xg, y, states, c, cell.tape > 0)
+    else:
+        tape = empty(S, T * B, cell.tape * H) if cell.tape else y
+        dgates = empty(S, T * B, cell.dgates * H)
+        launch.backward(call, shape, how, y, c, tape, y, states, None, dgates, states)
+
+
+def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The kernel, its run-time arguments by name and its flags."""
     found: list[Any] = []
 
     class Catch:
         def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
+            self.kernel, self.arg_names = kernel, kernel.arg_names
 
         def __getitem__(self, grid: Any) -> Any:
             return lambda *args, **flags: found.append((self.kernel, args, flags))
@@ -107,13 +118,7 @@ def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], di
     original = launch.kernel_of
     launch.kernel_of = lambda schedule, direction: Catch(original(schedule, direction))  # type: ignore[assignment]
     try:
-        if entry.direction == "forward":
-            xg = empty(S, T * B, max(cell.gates, cell.tape) * H)
-            launch.forward(call, shape, how, xg, y, states, c, cell.tape > 0)
-        else:
-            tape = empty(S, T * B, cell.tape * H) if cell.tape else y
-            dgates = empty(S, T * B, cell.dgates * H)
-            launch.backward(call, shape, how, y, c, tape, y, states, None, dgates, states)
+        launch_of(entry, how, T)
     finally:
         launch.kernel_of = original
     kernel, args, flags = found[0]

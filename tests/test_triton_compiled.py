@@ -15,6 +15,7 @@ if device.interpreted():
     pytest.skip("needs the compiler, not the interpreter", allow_module_level=True)
 
 ENTRIES = tables.entries()
+STEPWISE_PLAN = plans.Plan(plans.STEPWISE, 16, 32, 64, 4)
 SPILLED = 256  # bytes a thread: eight times 32 bytes, none of them in the innermost loop's products
 
 
@@ -59,17 +60,53 @@ def test_no_variant_is_compiled_for_another_size(schedule, direction):
     assert len(keys) == 1
 
 
-def _variant(kernel, entry, steps):
-    """What Triton would look a compiled kernel up by."""
+def _binder(kernel):
+    """What binds and specializes the arguments of a launch."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+
+
+def _variant(kernel, entry, steps):
+    """What Triton would look a compiled kernel up by."""
     how = plans.plan(tables.problem_of(entry._replace(B=16)), tables.DEVICES[90], entry.schedule)[0]
     _, arguments, flags = tables.caught(entry, how, steps)
-    bind = create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
-    _, specialization, options = bind(*arguments.values(), **flags)
+    _, specialization, options = _binder(kernel)(*arguments.values(), **flags)
     return str(specialization), str(sorted(options.items()))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_later_steps_start_the_compiled_kernel_with_the_same_arguments(direction, monkeypatch):
+    """Triton's own launch binds its arguments in the order that `launch` gives to the compiled kernel."""
+    kernel = launch.kernel_of("stepwise", direction)
+    bind = _binder(kernel)
+    calls = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: calls.append((grid, arguments))
+
+    class Kernel:
+        arg_names = kernel.arg_names
+
+        def __getitem__(self, grid):
+            def first(*arguments, **flags):
+                calls.append((grid, tuple(bind(*arguments, **flags)[0].values())))
+                return Compiled()
+
+            return first
+
+    monkeypatch.setattr(launch, "kernel_of", lambda *names: Kernel())
+    tables.launch_of(tables.Entry("lstm", "bf16", 64, 16, "stepwise", direction, 90), STEPWISE_PLAN, 5)
+    assert len(calls) == 5 + (direction == "backward")
+    at = kernel.arg_names.index("k")
+    for k, (grid, arguments) in enumerate(calls[:5]):
+        assert grid == calls[0][0]
+        assert arguments[at] == k
+        rest = arguments[:at] + arguments[at + 1 :]
+        assert all(a is b for a, b in zip(rest, calls[0][1][:at] + calls[0][1][at + 1 :], strict=True))
 
 
 def test_a_variant_is_told_apart_where_it_must_be():

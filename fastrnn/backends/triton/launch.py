@@ -180,7 +180,24 @@ def _launch(direction: str, plan: Plan, shape: Shape, tensors: list[Any], flags:
         kernel[grid](*tensors, *shape.numbers, arrived, error, *sizes, watchdog.LIMIT, **flags)
         return
     carried = torch.empty(flags["NS"], S, B, shape.H, dtype=torch.float32, device=tensors[0].device)
-    for k in range(steps):
-        if direction == "backward":
-            flags["LAST"] = k == shape.T
-        kernel[tiles, unit_tiles, S](*tensors, carried, *shape.numbers, k, *sizes, **flags)
+    head, tail = (*tensors, carried, *shape.numbers), sizes
+    grid = (tiles, unit_tiles, S)
+    if direction == "backward":
+        _steps(kernel, grid, head, tail, flags | {"LAST": False}, shape.T)
+        if steps > shape.T:
+            kernel[grid](*head, shape.T, *tail, LAST=True, **flags)
+    else:
+        _steps(kernel, grid, head, tail, flags, shape.T)
+
+
+def _steps(kernel: Any, grid: tuple[int, ...], head: Any, tail: Any, flags: dict[str, Any], steps: int) -> None:
+    """A launch for every k. The first looks the compiled kernel up; the others start it at once, which costs less."""
+    found = kernel[grid](*head, 0, *tail, **flags)
+    if found is None:  # in the interpreter
+        for k in range(1, steps):
+            kernel[grid](*head, k, *tail, **flags)
+        return
+    constants = [flags[name] for name in kernel.arg_names[len(head) + 1 + len(tail) :]]
+    start = found[grid]
+    for k in range(1, steps):
+        start(*head, k, *tail, *constants)
