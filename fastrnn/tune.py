@@ -46,9 +46,7 @@ def tune(
     if not isinstance(module, Recurrent):
         raise TypeError(f"module: expected fastrnn.RNN, LSTM or GRU, got {type(module).__name__}")
     if module.backend != "auto":
-        raise ValueError(
-            f"module.backend: expected 'auto', got {module.backend!r}: everything would run there"
-        )
+        raise ValueError(f"module.backend: expected 'auto', got {module.backend!r}: everything would run there")
     query = module._prepare(input, hx, lengths, resets).query
     triton, native = BACKENDS["triton"], BACKENDS["native"]
     assert isinstance(triton, Triton)
