@@ -8,21 +8,40 @@ engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f
 sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow bench lint format sanitize wheel clean
+.PHONY: demo test interpret slow bench gpu-test gpu-bench lint format sanitize wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
 	$(BIN)/fastrnn train lm $(ARGS)
 
-# The tests are small: one thread each, one process per core, four at most.
+# The tests are small: one thread each, one process per core, four at most. Where Triton is installed its kernels are
+# tested too, in its interpreter, which needs processes of its own.
+processes := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 -m "not slow" $(ARGS)
+	$(processes) -m "not slow" $(ARGS)
+	$(if $(ARGS),,if $(BIN)/python -c 'import triton' 2>/dev/null; then $(MAKE) interpret; fi)
+
+interpret: .venv/.installed
+	TRITON_INTERPRET=1 $(processes) $(wildcard tests/test_triton_*.py) $(ARGS)
 
 slow: .venv/.installed
 	$(BIN)/pytest -m slow $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# On a machine with a GPU, in its own environment with torch and Triton: make gpu-test PYTHON=python3
+SANITIZER ?= $(shell command -v compute-sanitizer)
+gpu := FASTRNN_TEST_DEVICE=cuda $(PYTHON) -m pytest -p no:cacheprovider
+gpu-test:
+	$(gpu) $(wildcard tests/test_triton_*.py) $(ARGS)
+	$(if $(SANITIZER),for tool in memcheck racecheck synccheck; do \
+	  FASTRNN_TEST_DEVICE=cuda $(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -p no:cacheprovider -q \
+	    tests/test_triton_parity.py -k 'test_fp32 and lstm and (dense or packed)' || exit $$?; done, \
+	  @echo 'no compute-sanitizer was found: races and bad addresses were not looked for')
+
+gpu-bench:
+	$(PYTHON) -m benchmarks.gpu --save $(ARGS)
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from typing import Any
 _EXTRAS = {
     "train": (("lightning", "jsonargparse", "tokenizers"), "`fastrnn train` needs it"),
     "plot": (("matplotlib",), "plots of benchmarks need it"),
+    "triton": (("triton",), "kernels for GPUs need it, where torch has not brought it along"),
     "privacy": (("opacus",), "`fastrnn.opacus` needs it"),
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "`torch.onnx.export`, and whoever runs what it makes, need it"),
 }
@@ -35,7 +36,7 @@ def info() -> dict[str, Any]:
     """Facts about this installation, for a bug report or a puzzled user.
 
     Returns:
-        A dict of plain values: `fastrnn`, `python`, `torch`, `numpy` (versions); `cpu`, `cores`, `threads`
+        A dict of plain values: `fastrnn`, `python`, `torch`, `numpy`, `triton` (versions); `cpu`, `cores`, `threads`
         (what torch will use), `gpu` (its name, or None); `engine` (a dict: `available`, `isa` in use and `isas`
         that can run here, or `reason` and `cost` of its absence); `missing` (extras that are not installed, each
         with what needs it).
@@ -47,6 +48,7 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": version("numpy"),
+        "triton": version("triton"),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -108,6 +110,7 @@ def format_info(facts: dict[str, Any]) -> str:
         ("python", facts["python"]),
         ("torch", facts["torch"]),
         ("numpy", facts["numpy"]),
+        ("triton", facts["triton"]),
         ("platform", facts["platform"]),
         ("cpu", f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads in use"),
         ("gpu", facts["gpu"] or "none that torch can use"),

@@ -7,7 +7,7 @@ from engine_support import Case
 from triton_support import DEVICE, SCHEDULES, TRITON, Form, call_of, run
 
 import fastrnn
-from fastrnn.backends.triton import device, watchdog
+from fastrnn.backends.triton import device, launch, watchdog
 
 triton_support.require()
 triton = pytest.importorskip("triton")
@@ -206,3 +206,19 @@ def test_equal_bits_from_run_to_run():
     call = call_of(Case("gru", B=19, H=40, lengths=True, reverse=(False, True)), Form(), torch.float32)
     first, second = run(call, backend=TRITON), run(call, backend=TRITON)
     assert all(torch.equal(a, second[name]) for name, a in first.items())
+
+
+def test_a_kernel_that_does_not_fit_says_what_to_do(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def start(*args, **flags):
+                raise OutOfResources(300_000, 232_448, "shared memory")
+
+            return start
+
+    monkeypatch.setattr(launch, "kernel_of", lambda *names: Kernel())
+    way_out = r"\(resident, 16 rows x 32 units, 4 warps\) does not fit this device: .*FASTRNN_TRITON_SCHEDULE=stepwise"
+    with pytest.raises(RuntimeError, match=way_out):
+        triton_support.outputs(call_of(Case("lstm"), Form(), torch.float32), backend=TRITON)

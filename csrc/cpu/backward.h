@@ -61,9 +61,11 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       p.previous = m.template take<int64_t>(batch_);
       p.chunk = m.template take<int64_t>(a_.dx ? own_ : 0);
       p.gates_of = m.template take<const O*>(a_.dx ? own_ : 0);
-      p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? own_ * G * a_.H : 0);
       p.w = m.template take<O>(a_.dx ? w_ih_.passing() : 0);
-      if (sums_) p.scratch.carve(m);
+      Carver within = m;  // the gates that dx overwrites are copied after the loop, the scratch is of use within it
+      p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? own_ * G * a_.H : 0);
+      if (sums_) p.scratch.carve(in_dx_ ? within : m);
+      m.reach(within);
       if (privates_) privates_[i] = p;
     }
   }

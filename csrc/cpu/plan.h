@@ -101,6 +101,8 @@ class Carver {
     return p;
   }
   size_t used() const { return used_; }
+  // As far as a copy of this one, which took the same memory for something else, has come.
+  void reach(const Carver& copy) { used_ = copy.used_ > used_ ? copy.used_ : used_; }
 
  private:
   char* base_;

@@ -163,6 +163,16 @@ def _pair(states: tuple[Tensor, ...], other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _launch(direction: str, plan: Plan, shape: Shape, tensors: list[Any], flags: dict[str, Any], steps: int) -> None:
+    try:
+        _start(direction, plan, shape, tensors, flags, steps)
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":  # Triton's, which is not imported for its name alone
+            raise
+        way_out = "FASTRNN_TRITON_SCHEDULE=stepwise, or backend 'native'"
+        raise RuntimeError(f"the Triton kernel ({plan}) does not fit this device: {error}; use {way_out}") from error
+
+
+def _start(direction: str, plan: Plan, shape: Shape, tensors: list[Any], flags: dict[str, Any], steps: int) -> None:
     S, B = shape.S, shape.B
     tiles, unit_tiles = -(-B // plan.BB), -(-shape.H // plan.BN)
     sizes = (shape.T, B, shape.N, shape.H, shape.reverse)

@@ -18,10 +18,10 @@ RESIDENT, PERSISTENT, STEPWISE = "resident", "persistent", "stepwise"
 SCHEDULES = (RESIDENT, PERSISTENT, STEPWISE)
 ROWS = 16  # the least that the matrix units take
 UNITS = 16  # of a persistent program
-# Up to which H kernels compile with few or no registers spilled, and the blocks of the inner sum.
+# Up to which H kernels compile with few or no registers spilled, and the blocks of the inner sum and the warps for it.
 _RESIDENT = {"half": 128, "tf32": 64, "ieee": 64, "tf32x3": 64}
 _PERSISTENT = {"half": 1024, "tf32": 512, "ieee": 512, "tf32x3": 256}
-_INNER = {"half": 128, "tf32": 64, "ieee": 64, "tf32x3": 32}
+_INNER = {"half": (128, 8), "tf32": (64, 8), "ieee": (32, 4), "tf32x3": (32, 8)}
 
 
 class Limits(NamedTuple):
@@ -144,7 +144,7 @@ def _persistent(problem: Problem, limits: Limits) -> tuple[Plan | None, str]:
         return None, f"H={problem.H} is beyond {_PERSISTENT[problem.kind]}"
     why_not: str | None = None
     for rows in (16, 32, 64):
-        p = Plan(PERSISTENT, rows, UNITS, _INNER[problem.kind], 8)
+        p = Plan(PERSISTENT, rows, UNITS, *_INNER[problem.kind])
         why_not = misfit(p, problem, limits)
         if why_not is None:
             return p, f"W_hh fits {-(-problem.H // UNITS)} programs a batch tile, {programs(p, problem)} in all"
@@ -153,7 +153,7 @@ def _persistent(problem: Problem, limits: Limits) -> tuple[Plan | None, str]:
 
 def _stepwise(problem: Problem, limits: Limits) -> tuple[Plan | None, str]:
     rows = 16 if problem.B <= 16 else 32 if problem.B <= 64 else 64
-    p = Plan(STEPWISE, rows, 32, _INNER[problem.kind] // 2, 4, 3)
+    p = Plan(STEPWISE, rows, 32, 64 if problem.itemsize == 2 else 32, 4, 3)
     if misfit(p, problem, limits):
         p = p._replace(stages=2)
     return p, "takes any size"
