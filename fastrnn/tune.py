@@ -27,7 +27,8 @@ def tune(
 
     From then on, and in later processes, calls of this cell, type, hidden size, directions and about this batch size
     take the best plan, and `auto` takes Triton where it was the faster. Gradients are measured where they are asked
-    for: call it under `torch.no_grad()` for inference alone. It takes seconds, most of them for compiling.
+    for: call it under `torch.no_grad()` for inference alone. It takes seconds, most of them for compiling. At the end
+    it prints what `explain` says of the call.
 
     Args:
         module: on a CUDA device, its `backend` left at "auto".
@@ -39,10 +40,13 @@ def tune(
 
     Raises:
         TypeError: `module` is not one of fastrnn's.
+        ValueError: `module` has a backend of its own.
         RuntimeError: Triton cannot run the call, with the reason.
     """
     if not isinstance(module, Recurrent):
         raise TypeError(f"module: expected fastrnn.RNN, LSTM or GRU, got {type(module).__name__}")
+    if module.backend != "auto":
+        raise ValueError(f"module.backend: expected 'auto', got {module.backend!r}: everything would run there")
     query = module._prepare(input, hx, lengths, resets).query
     triton, native = BACKENDS["triton"], BACKENDS["native"]
     assert isinstance(triton, Triton)
@@ -50,12 +54,16 @@ def tune(
     if why_not is not None:
         raise RuntimeError(f"backend 'triton' cannot run this call: {why_not}")
 
+    x = input if isinstance(input, Tensor) else input.data
+    states = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
+    wanted = [a for a in (x, *states, *module.parameters()) if a.requires_grad]
+
     def run(name: str, backward: bool) -> None:
         with backend(name), torch.set_grad_enabled(backward):
             output = module(input, hx, lengths=lengths, resets=resets)[0]
             data = output if isinstance(output, Tensor) else output.data
             if backward:
-                torch.autograd.grad(data, [p for p in module.parameters() if p.requires_grad], torch.ones_like(data))
+                torch.autograd.grad(data, wanted, torch.ones_like(data))
 
     with device.current(next(module.parameters()).device):
         kind, can = precision.of(query.dtype), native.unsupported(query) is None

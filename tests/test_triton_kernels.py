@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton_support
 from engine_support import Case
-from triton_support import DEVICE, TRITON, Form, call_of, run
+from triton_support import DEVICE, SCHEDULES, TRITON, Form, call_of, run
 
 import fastrnn
 from fastrnn.backends.triton import device, launch, watchdog
@@ -72,6 +72,54 @@ def test_a_wait_in_vain_raises_and_leaves_nan(monkeypatch, backward):
     monkeypatch.undo()
     monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", "persistent")
     assert not _wrong(call)
+
+
+def test_the_flag_of_inference_serves_training_too():
+    """And it is the host's own, whatever torch's default device."""
+    where = torch.device(DEVICE)
+    watchdog._flags.clear()
+    with torch.inference_mode(), torch.device("meta"):
+        raised = watchdog.flag(where)
+    assert raised.device.type == "cpu"
+    raised.fill_(1)
+    with pytest.raises(RuntimeError, match="gave up at a barrier"):
+        watchdog.check(where)
+    assert not raised[0]
+    assert watchdog.flag(where) is raised
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lengths_out_of_range_touch_nothing_beyond_the_batch(monkeypatch, schedule):
+    """On a GPU an assertion reports them, but not before the kernel may have started."""
+    monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", schedule)
+    call = call_of(Case("gru", T=4, B=3, reverse=(False, True)), Form(padded=True), torch.float32)
+    call = call._replace(lengths=torch.tensor([2**40, -(2**40), 4], device=DEVICE))
+    sound = call._replace(lengths=torch.tensor([4, 0, 4], device=DEVICE))
+    for got, want in zip(_with_margins(monkeypatch, call), _with_margins(monkeypatch, sound), strict=True):
+        assert torch.equal(got, want)
+
+
+def _with_margins(monkeypatch, call):
+    """Results of forward and backward, each allocated with untouched rows around it."""
+    margins, plain = [], torch.Tensor.new_empty
+
+    def new_empty(like, *size, dtype=None, **options):
+        if options:  # the interpreter's own
+            return plain(like, *size, dtype=dtype, **options)
+        size = size[0] if size and not isinstance(size[0], int) else size
+        n, edge = torch.Size(size).numel(), 4096
+        whole = torch.full((n + 2 * edge,), 7.0, dtype=dtype or like.dtype, device=like.device)
+        margins.extend([whole[:edge], whole[edge + n :]])
+        return whole[edge : edge + n].view(size)
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", new_empty)
+        y, finals, saved = TRITON.forward(call, "gates")
+        dgates, dstates, *_ = TRITON.backward(call, saved, y, torch.ones_like(y), finals, (), False)
+    assert margins
+    for margin in margins:
+        assert (margin == 7).all()
+    return y, *finals, dgates, *dstates
 
 
 @triton.jit

@@ -116,6 +116,21 @@ def test_memory_of_a_forward(save):
         assert large == [blocks * block, block, *c]
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_no_copy_of_a_transposed_input_but_the_products(name):
+    """That of batch_first: one copy for the product with W_ih, none for the kernels, which do not read it."""
+    case = Case(name, T=50, B=16, H=19, I=90)
+    call = call_of(case, Form(stateless=True), torch.float32)
+    call = call._replace(x=call.x.detach().transpose(0, 1).contiguous().transpose(0, 1))
+    known = [call.x, *[w for w in call.weights[0] if w is not None]]
+    with torch.no_grad(), Allocations(*known) as new:
+        y, finals, saved = TRITON.forward(call, GATES)
+    assert new.sizes.count(call.x.numel()) == 1
+    with torch.no_grad(), Allocations(*known, y, *[a for a in saved if a is not None]) as new:
+        TRITON.backward(call, saved, y, y, finals, (True,) * 8, False)
+    assert new.sizes.count(call.x.numel()) == 0
+
+
 def test_the_gradients_take_the_place_of_the_tape():
     case = Case("lstm", T=50, B=16, H=19)
     call = call_of(case, Form(), torch.float32)

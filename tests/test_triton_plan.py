@@ -100,6 +100,15 @@ def test_auto_takes_it_where_torch_has_nothing(gpu):
     assert choose(QUERY._replace(ragged=True)).backend.name == "native"
 
 
+def test_a_choice_goes_by_the_settings_of_its_time(gpu, monkeypatch):
+    for name in ("ieee", "tf32", "tf32x3"):
+        with fastrnn.fp32_precision(name):
+            assert choose(QUERY, "triton").reason.endswith(f"; {name} products")
+    assert "resident" in choose(QUERY, "triton").reason
+    monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", "stepwise")
+    assert "stepwise" in choose(QUERY, "triton").reason
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

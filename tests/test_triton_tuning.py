@@ -35,7 +35,7 @@ class Clock:
 
     def __call__(self, function):
         function()
-        forced = {k: v for k, v in tuning._forced.items() if k == (function.args[1])}
+        forced = {k.backward: v for k, v in tuning._forced.items()}
         if function.args[0] == "native":
             return self.native
         self.seen.append((function.args[1], forced[function.args[1]]))
@@ -115,9 +115,29 @@ def test_a_foreign_file_is_named(cache):
             tuning._read(tuning.path(limits))
 
 
+def test_other_shapes_keep_their_plan_while_one_is_measured(cache):
+    """A plan of another hidden size would leave units out."""
+    problem = plan.Problem(4, 16, 3, 1, 4, "tf32", False)
+    limits = device.limits(DEVICE)
+    forced = plan.plan(problem, limits, "resident")[0]
+    with tuning._force(problem, forced):
+        assert tuning.decide(problem, "lstm", limits) == (forced, "being measured")
+        for other in (problem._replace(H=64), problem._replace(backward=True), problem._replace(B=200)):
+            assert tuning.decide(other, "lstm", limits)[0] == plan.plan(other, limits)[0]
+
+
+def test_gradients_of_the_input_alone(cache):
+    module, x = _module()
+    module.requires_grad_(False)
+    found = fastrnn.tune(module, x.requires_grad_(), timer=Clock())
+    assert [key.split()[1] for key in found] == ["forward", "backward"]
+
+
 def test_what_cannot_be_tuned(cache):
     with pytest.raises(TypeError, match=r"module: expected fastrnn.RNN, LSTM or GRU, got LSTM"):
         fastrnn.tune(torch.nn.LSTM(3, 4), torch.randn(2, 1, 3))
+    with pytest.raises(ValueError, match=r"module.backend: expected 'auto', got 'triton'"):
+        fastrnn.tune(fastrnn.LSTM(3, 4, backend="triton").to(DEVICE), torch.randn(2, 1, 3, device=DEVICE))
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: its kernels calculate in fp32"):
         fastrnn.tune(fastrnn.LSTM(3, 4).double().to(DEVICE), torch.randn(2, 1, 3, device=DEVICE).double())
 

@@ -76,12 +76,16 @@ def choose(query: Query, backend: str = "auto") -> Choice:
         name = backend if backend != "auto" else _requested_last
         fixed = (query.dtype, 1, 1, *query[5:])
         return Choice(BACKENDS[_name_of(name, query.cell, query.device, *fixed)], "chosen when compiled")
-    return _choose(query, requested(backend))
+    return _choose(query, requested(backend), _settings(query))
 
 
 @constant_when_compiled
 def _name_of(name: str, *query: Any) -> str:
-    return _choose(Query(*query), name).backend.name
+    return _choose(Query(*query), name, _settings(Query(*query))).backend.name
+
+
+def _settings(query: Query) -> Any:
+    return None if query.device == "cpu" else tuple([b.settings(query) for b in BACKENDS.values()])
 
 
 def steps_natively(cell: str, batch: int, hidden: int) -> bool:
@@ -96,8 +100,9 @@ def steps_natively(cell: str, batch: int, hidden: int) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _choose(query: Query, name: str) -> Choice:
+def _choose(query: Query, name: str, settings: Any) -> Choice:
     # Remembered, because one call of a small module takes no longer than this walk. `clear_choices` forgets.
+    # `settings` is part of the key alone.
     if name != "auto":
         why_not = BACKENDS[check_name(name)].unsupported(query)
         if why_not is not None:

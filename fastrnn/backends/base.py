@@ -180,6 +180,10 @@ class Backend:
         """How it would run `query`, for whoever asks why."""
         return "runs it"
 
+    def settings(self, query: Query) -> Any:
+        """What `unsupported`, `passed_over` and `how` read besides `query` and may change, as a key; not on the CPU."""
+        return None
+
     def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         """Types of the parts of `Saved` in a call of type `dtype`."""
         return (torch.float64 if dtype is torch.float64 else torch.float32,) * 3

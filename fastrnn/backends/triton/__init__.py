@@ -8,6 +8,7 @@ type, states and sums are fp32. With TRITON_INTERPRET=1 the kernels run on CPU t
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ class Triton(Backend):
         if faster is None:
             return _UNMEASURED
         return None if faster else "measured to be slower than torch.nn's kernels here"
+
+    def settings(self, query: Query) -> Any:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else None
+        return index, precision.of(query.dtype), os.environ.get(tuning.SCHEDULE)
 
     def how(self, query: Query) -> str:
         kind = precision.of(query.dtype)

@@ -158,8 +158,8 @@ def kernel_of(schedule: str, direction: str) -> Any:
 
 def _pair(states: tuple[Tensor, ...], other: Tensor) -> tuple[Tensor, Tensor]:
     """h and c, `other` in the place of what is not there."""
-    h, c = (*states, other, other)[:2]
-    return h.contiguous(), c.contiguous()
+    h, c = (*[a.contiguous() for a in states], other, other)[:2]
+    return h, c
 
 
 def _launch(direction: str, plan: Plan, shape: Shape, tensors: list[Any], flags: dict[str, Any], steps: int) -> None:

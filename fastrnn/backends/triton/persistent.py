@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fastrnn.backends.triton.steps import (
+    MASKS,
     add_first,
     advance,
     dot,
@@ -75,7 +76,7 @@ def stationary(W, units, H, OUT: tl.constexpr, IN: tl.constexpr, G: tl.constexpr
     return w
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"], do_not_specialize_on_alignment=MASKS)
 def forward(
     XG, W, BIAS, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR, T, B, N, H, reverse, limit,
     STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
@@ -157,7 +158,7 @@ def through(
     return dh
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"])
+@triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"], do_not_specialize_on_alignment=MASKS)
 def backward(
     W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR,
     T, B, N, H, reverse, limit,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from fastrnn.backends.triton.steps import (
+    MASKS,
     add_first,
     advance,
     dot,
@@ -34,7 +35,7 @@ from fastrnn.backends.triton.steps import (
 )
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def forward(
     XG, W, BIAS, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
     STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
@@ -91,7 +92,7 @@ def forward(
             write(Y, C, XG, here, units, rows < 0, rows, none, none, B, H, S, NS, V, XW, RAGGED, PACKED, SAVE_C, False)
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "reverse"])
+@triton.jit(do_not_specialize=["T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def backward(
     W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
     STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, D: tl.constexpr,

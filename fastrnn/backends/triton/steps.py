@@ -14,6 +14,7 @@ live give zeros. Where the batch is padded, y, c and the gradients at the gates 
 import triton
 import triton.language as tl
 
+MASKS = ("LENGTHS", "OFFSETS", "RESETS")  # parts of other tensors: no variant of their own for odd addresses
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -115,7 +116,9 @@ def store_n(p, stride, values, mask, N: tl.constexpr):
 @triton.jit
 def lengths_of(LENGTHS, rows, T, B, RAGGED: tl.constexpr):
     if RAGGED:
-        length = tl.load(LENGTHS + rows, mask=rows < B, other=0).to(tl.int32)
+        length = tl.load(LENGTHS + rows, mask=rows < B, other=0)
+        # Values on the device are checked there, later: whatever they are, nothing beyond the batch may be touched.
+        length = tl.minimum(tl.maximum(length, 0), T).to(tl.int32)
     else:
         length = tl.where(rows < B, T, 0)
     return length
@@ -329,6 +332,7 @@ def through_memory(
 ):  # fmt: skip
     """The gradient of h from the dr of the step in `row`, W_hh block by block; of no row if `last` is 0, else H."""
     dh = tl.zeros([BB, BN], tl.float32)
+    square = tl.cast(H, tl.int64) * H
     for g in tl.static_range(G):
         column = (g + SPLIT * (g >= G - SPLIT)) * H
         for first in range(0, last, BK):
@@ -336,7 +340,7 @@ def through_memory(
             there = passed[:, None] & (ks < H)[None, :]
             at = DG + row[:, None] * (D * H) + column + ks[None, :]
             d = tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
-            at = W + g * H * H + ks[:, None] * H + units[None, :]
+            at = W + g * square + ks.to(tl.int64)[:, None] * H + units[None, :]
             w = tl.load(at, mask=(ks < H)[:, None] & (units < H)[None, :], other=0.0)
             dh = dot(d, w, dh, PRECISION)
     return dh

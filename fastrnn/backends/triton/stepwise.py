@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from fastrnn.backends.triton.steps import (
+    MASKS,
     add_first,
     advance,
     dot,
@@ -35,7 +36,7 @@ from fastrnn.backends.triton.steps import (
 )
 
 
-@triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"])
+@triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def forward(
     XG, W, BIAS, H0, C0, Y, HN, CN, C, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
     STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
@@ -49,11 +50,13 @@ def forward(
     XG += stream * N * (XW * H)
     C += stream * N * H
     Y += stream * H
-    W += stream * (G * H * H)
+    square = tl.cast(H, tl.int64) * H
+    W += stream * (G * square)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
+    across = units.to(tl.int64) * H
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     t = k + backwards * (T - 1 - 2 * k)
     live = t < length
@@ -73,7 +76,7 @@ def forward(
     for first in range(0, last, BK):
         ks = first + tl.arange(0, BK)
         h = fed_back(Y, H0 + state, before, there, live, keep, rows, ks, H, S, GIVEN, RESET)
-        w = load_n(W + ks[:, None] + units[None, :] * H, H * H, (ks < H)[:, None] & mine[None, :], G)
+        w = load_n(W + ks[:, None] + across[None, :], square, (ks < H)[:, None] & mine[None, :], G)
         sums = ()
         for g in tl.static_range(G):
             sums = sums + (dot(h, w[g], r[g], PRECISION),)
@@ -97,7 +100,7 @@ def forward(
         finish(HN + state, CN + state, rows, units, s, B, H, NS)
 
 
-@triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"])
+@triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def backward(
     W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
     STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
@@ -115,7 +118,7 @@ def backward(
     DC += stream * N * H
     Y += stream * H
     DY += stream * H
-    W += stream * (G * H * H)
+    W += stream * (G * tl.cast(H, tl.int64) * H)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)

@@ -28,7 +28,7 @@ from fastrnn.cells import CELLS
 
 SCHEDULE = "FASTRNN_TRITON_SCHEDULE"  # names one, for tests and for a way around trouble
 Timer = Callable[[Callable[[], Any]], float]  # seconds of one call
-_forced: dict[bool, Plan] = {}  # of the backward or the forward, while it is measured
+_forced: dict[Problem, Plan] = {}  # while they are measured; calls of other shapes, on other threads, keep their own
 
 
 class Finding(NamedTuple):
@@ -79,7 +79,7 @@ def lookup(problem: Problem, cell: str, limits: Limits) -> Finding | None:
 
 def decide(problem: Problem, cell: str, limits: Limits) -> tuple[Plan, str]:
     """The plan to launch, and why: that of FASTRNN_TRITON_SCHEDULE, the one measured to be best, or the rule's."""
-    forced = _forced.get(problem.backward)
+    forced = _forced.get(problem)
     return (forced, "being measured") if forced else _decide(problem, cell, limits, os.environ.get(SCHEDULE))
 
 
@@ -128,12 +128,12 @@ def forget() -> None:
 
 
 @contextlib.contextmanager
-def _force(backward: bool, plan: Plan) -> Iterator[None]:
-    _forced[backward] = plan
+def _force(problem: Problem, plan: Plan) -> Iterator[None]:
+    _forced[problem] = plan
     try:
         yield
     finally:
-        del _forced[backward]
+        _forced.pop(problem, None)  # another thread may have measured the same
 
 
 def timer(kind: str, seconds: float = 0.1, rounds: int = 7) -> Timer:
@@ -172,10 +172,10 @@ def search(
         for backward in (False, True)[: 1 + query.grad]:
             problem, times = problem_of(query, precision, backward), {}
             for candidate in candidates(problem, limits):
-                with _force(backward, candidate):
+                with _force(problem, candidate):
                     times[candidate] = measure(functools.partial(run, "triton", backward))
             chosen = min(times, key=times.__getitem__)
             theirs = measure(functools.partial(run, "native", backward)) if native else float("inf")
             found[key(problem, query.cell)] = Finding(chosen, times[chosen], theirs)
-            stack.enter_context(_force(backward, chosen))  # a training step is measured with the best forward
+            stack.enter_context(_force(problem, chosen))  # a training step is measured with the best forward
     return found

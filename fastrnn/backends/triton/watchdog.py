@@ -6,7 +6,7 @@ for the device, before each further persistent launch, and by `check`, after a s
 
 from __future__ import annotations
 
-import functools
+import threading
 
 import torch
 from torch import Tensor
@@ -14,10 +14,18 @@ from torch import Tensor
 LIMIT = 1 << 22  # looks at a counter, each of which takes more than half a microsecond: seconds, where a step takes few
 
 
-@functools.lru_cache(maxsize=64)
+_flags: dict[torch.device, Tensor] = {}
+_making = threading.Lock()  # two flags of one device would leave kernels with one that is looked at no more
+
+
 def flag(device: torch.device) -> Tensor:
-    """The flag of a device's kernels: int32, zero while all is well."""
-    return torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+    """The flag of a device's kernels: int32 on the CPU, zero while all is well."""
+    with _making:
+        if device not in _flags:
+            pinned = device.type == "cuda"
+            with torch.inference_mode(False):  # of inference's own it could not be lowered again outside
+                _flags[device] = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=pinned)
+        return _flags[device]
 
 
 def check(device: torch.device) -> None:
