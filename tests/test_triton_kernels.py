@@ -13,7 +13,7 @@ triton_support.require()
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from fastrnn.backends.triton import persistent, steps  # noqa: E402  (imports Triton)
+from fastrnn.backends.triton import persistent, values  # noqa: E402  (imports Triton)
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")  # NumPy's, in the interpreter
 interpreted = pytest.mark.skipif(not device.interpreted(), reason="plants errors in the interpreter")
@@ -125,8 +125,8 @@ def _with_margins(monkeypatch, call):
 @triton.jit
 def _round(X, Y, Z, N: tl.constexpr):
     at = tl.arange(0, N)
-    tl.store(Y + at, steps.narrow(tl.load(X + at), Y.dtype.element_ty))
-    tl.store(Z + at, steps.wide(tl.load(Y + at)))
+    tl.store(Y + at, values.narrow(tl.load(X + at), Y.dtype.element_ty))
+    tl.store(Z + at, values.wide(tl.load(Y + at)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,9 +143,9 @@ def test_rounding_to_16_bits_is_to_the_nearest_even(dtype):
 def _activate(X, S, T, A, N: tl.constexpr):
     at = tl.arange(0, N)
     x = tl.load(X + at)
-    tl.store(S + at, steps.sigmoid(x))
-    tl.store(T + at, steps.tanh(x))
-    tl.store(A + at, steps.tanh_approx(x))
+    tl.store(S + at, values.sigmoid(x))
+    tl.store(T + at, values.tanh(x))
+    tl.store(A + at, values.tanh_approx(x))
 
 
 def test_activations():
@@ -168,7 +168,7 @@ def test_activations():
 def _multiply(A, B, C, N: tl.constexpr):
     at = tl.arange(0, N)
     block = at[:, None] * N + at[None, :]
-    tl.store(C + block, steps.dot(tl.load(A + block), tl.load(B + block), None, "ieee"))
+    tl.store(C + block, values.dot(tl.load(A + block), tl.load(B + block), None, "ieee"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,7 +13,6 @@ from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
     advance,
-    dot,
     fed_back,
     final_gradients,
     finish,
@@ -23,16 +22,13 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
-    load_n,
     retreat,
     rows_at,
     through_memory,
-    where_n,
-    wide_n,
     write,
     write_gradients,
-    zeros_n,
 )
+from fastrnn.backends.triton.values import dot, load_n, where_n, wide_n, zeros_n
 
 
 @triton.jit

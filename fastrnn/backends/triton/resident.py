@@ -14,7 +14,6 @@ from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
     advance,
-    dot,
     final_gradients,
     finish,
     from_above,
@@ -23,16 +22,12 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
-    load_n,
-    narrow,
     retreat,
     rows_at,
-    where_n,
-    wide_n,
     write,
     write_gradients,
-    zeros_n,
 )
+from fastrnn.backends.triton.values import dot, load_n, narrow, where_n, wide_n, zeros_n
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)

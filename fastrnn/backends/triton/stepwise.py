@@ -12,7 +12,6 @@ from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
     advance,
-    dot,
     fed_back,
     final_gradients,
     finish,
@@ -22,18 +21,13 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
-    load_n,
     retreat,
     rows_at,
-    store_n,
     through_memory,
-    where_n,
-    wide,
-    wide_n,
     write,
     write_gradients,
-    zeros_n,
 )
+from fastrnn.backends.triton.values import dot, load_n, store_n, where_n, wide, wide_n, zeros_n
 
 
 @triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
