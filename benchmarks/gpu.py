@@ -117,10 +117,15 @@ def graphed(call: Call) -> Call:
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
+    before = torch.cuda.current_stream()
+    before.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own stream in place
+        raise
     return graph.replay
 
 

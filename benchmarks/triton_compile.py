@@ -41,11 +41,15 @@ KINDS = {
     "fp32": (torch.float32, "ieee"),
 }
 _OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion")
+# How an entry's batch comes, joined by "+"; "bare" is without biases, initial states and their gradients.
+FORMS = ("packed+resets", "lengths+resets+trail", "bare")
 _POINTERS = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
 }
 
 
@@ -60,10 +64,11 @@ class Entry(NamedTuple):
     direction: str
     arch: int
     S: int = 1
+    form: str = ""
 
     def __str__(self) -> str:
         sizes = f"H={self.H} B={self.B} S={self.S}"
-        return f"sm_{self.arch} {self.schedule} {self.direction} {self.cell} {self.kind} {sizes}"
+        return f"sm_{self.arch} {self.schedule} {self.direction} {self.cell} {self.kind} {sizes} {self.form}".rstrip()
 
 
 class Needs(NamedTuple):
@@ -85,23 +90,38 @@ def launch_of(entry: Entry, how: Plan, T: int = 3) -> None:
     """A launch of `entry` on tensors of the CPU: somebody else must be in the kernel's place."""
     dtype, precision = KINDS[entry.kind]
     cell, B, H, S = CELLS[entry.cell], entry.B, entry.H, entry.S
-    rows = cell.gates * H
+    rows, form = cell.gates * H, entry.form.split("+")
+    bare = "bare" in form
 
     def empty(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=dtype)
 
-    weights = tuple(Weights(empty(rows, 16), empty(rows, H), empty(rows), empty(rows), None) for _ in range(S))
-    states = tuple(empty(S, B, H) for _ in range(cell.states))
-    call = Call(cell, empty(T, B, 16), states, weights, (False, True)[:S])
+    def bias() -> torch.Tensor | None:
+        return None if bare else empty(rows)
+
+    weights = tuple(Weights(empty(rows, 16), empty(rows, H), bias(), bias(), None) for _ in range(S))
+    ends = tuple(empty(S, B, H) for _ in range(cell.states))
+    lead = (T * B,) if "packed" in form else (T, B)
+    call = Call(
+        cell,
+        empty(*lead, 16),
+        () if bare else ends,
+        weights,
+        (False, True)[:S],
+        lengths=torch.zeros(B, dtype=torch.int64) if "lengths" in form else None,
+        batch_sizes=torch.full((T,), B) if "packed" in form else None,
+        resets=torch.zeros(lead, dtype=torch.bool) if "resets" in form else None,
+    )
     shape = launch.shape_of(call, precision)
-    y, c = empty(T, B, S * H), torch.empty(S, T * B, H) if cell.states > 1 else None
+    y, c = empty(*lead, S * H), torch.empty(S, T * B, H) if cell.states > 1 else None
     if entry.direction == "forward":
         xg = empty(S, T * B, max(cell.gates, cell.tape) * H)
-        launch.forward(call, shape, how, xg, y, states, c, cell.tape > 0)
+        launch.forward(call, shape, how, xg, y, ends, None if bare else c, cell.tape > 0 and not bare)
     else:
         tape = empty(S, T * B, cell.tape * H) if cell.tape else y
-        dgates = empty(S, T * B, cell.dgates * H)
-        launch.backward(call, shape, how, y, c, tape, y, states, None, dgates, states)
+        dgates, dends = empty(S, T * B, cell.dgates * H), (None,) * cell.states if bare else ends
+        dc = c if "trail" in form else None
+        launch.backward(call, shape, how, y, c, tape, y, dends, dc, dgates, call.states)
 
 
 def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -125,30 +145,43 @@ def caught(entry: Entry, how: Plan, T: int = 3) -> tuple[Any, dict[str, Any], di
     return kernel, dict(zip(kernel.arg_names, args, strict=False)), flags
 
 
-def compile_entry(entry: Entry, how: Plan) -> Needs:
+def compile_entry(entry: Entry, how: Plan) -> Any:
+    """Triton's compiled kernel."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
+    from fastrnn.backends.triton.steps import MASKS
+
     kernel, arguments, flags = caught(entry, how)
     signature, constants, attributes = {}, {}, {}
-    options = {
-        k: flags.pop(k)
-        for k in ("num_warps", "num_stages", "launch_cooperative_grid", "enable_fp_fusion")
-        if k in flags
-    }
+    options = {k: flags.pop(k) for k in _OPTIONS if k in flags}
     for i, name in enumerate(kernel.arg_names):
         value = arguments.get(name)
         if name in flags:
             signature[name], constants[i,] = "constexpr", flags[name]
         elif isinstance(value, torch.Tensor):
-            signature[name], attributes[i,] = "*" + _POINTERS[value.dtype], [["tt.divisibility", 16]]
+            signature[name] = "*" + _POINTERS[value.dtype]
+            if name not in MASKS:
+                attributes[i,] = [["tt.divisibility", 16]]
+        elif name == "H" and value == 1:
+            signature[name], constants[i,] = "constexpr", value
         else:
             signature[name] = "i32"
             if name == "H" and value % 16 == 0:
                 attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
+    return compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
+
+
+def needs_of(compiled: Any) -> Needs:
     return Needs(*_usage(compiled), compiled.metadata.shared, _product(compiled.asm["ptx"]))
+
+
+def reads_before_waiting(compiled: Any) -> bool:
+    """Has the compiler moved a load of what other programs write in front of the wait for them?"""
+    text = compiled.asm["ttgir"]
+    exchanged = re.search(r"cache_?[mM]odifier = cg|async_copy", text)
+    return exchanged is None or exchanged.start() < text.index("atomic_rmw")
 
 
 def _usage(compiled: Any) -> tuple[int, int]:
@@ -169,7 +202,7 @@ def _product(ptx: str) -> str:
 
 
 def entries() -> list[Entry]:
-    """The table: every schedule in every kind on every device where it fits, and the other cells once."""
+    """The table: every schedule in every kind on every device where it fits; the other cells, forms and sizes once."""
     found = []
     sizes = {"resident": ((64, 16), (128, 16)), "persistent": ((256, 32), (1024, 16)), "stepwise": ((512, 64),)}
     for arch, limits in DEVICES.items():
@@ -185,6 +218,10 @@ def entries() -> list[Entry]:
     for cell in CELLS:
         for schedule, H in (("resident", 64), ("persistent", 256), ("stepwise", 512)):
             found += [Entry(cell, "bf16", H, 32, schedule, d, 90, 2) for d in ("forward", "backward")]
+    for schedule, H in (("resident", 64), ("persistent", 256), ("stepwise", 512)):
+        for direction in ("forward", "backward"):
+            found += [Entry("lstm", "bf16", H, 16, schedule, direction, 90, 2, form) for form in FORMS]
+            found += [Entry("lstm", "bf16", odd, 16, schedule, direction, 90) for odd in (1, H - 1)]
     return found
 
 
@@ -198,7 +235,7 @@ def _fits(entry: Entry, limits: Limits) -> bool:
 
 def compiled(entry: Entry) -> Needs:
     """With the plan that the rule gives."""
-    return compile_entry(entry, plan(problem_of(entry), DEVICES[entry.arch], entry.schedule)[0])
+    return needs_of(compile_entry(entry, plan(problem_of(entry), DEVICES[entry.arch], entry.schedule)[0]))
 
 
 def table() -> dict[str, Any]:

@@ -24,15 +24,25 @@ def test_what_a_kernel_needs(entry, monkeypatch):
     limits = tables.DEVICES[entry.arch]
     problem = tables.problem_of(entry)
     chosen, _ = plans.plan(problem, limits, entry.schedule)
-    needs = tables.compile_entry(entry, chosen)
+    compiled = tables.compile_entry(entry, chosen)
+    needs = tables.needs_of(compiled)
     assert needs.shared <= plans.shared(chosen, problem) <= limits.shared
     assert needs.registers * 32 * chosen.warps <= 65536
     assert needs.product == "fma" if entry.kind == "fp32" else needs.product in ("mma", "wgmma")
+    if entry.schedule == plans.PERSISTENT:
+        assert not tables.reads_before_waiting(compiled)
     import triton
 
     table = tables.table()
     if triton.__version__ == table["triton"]:
         assert list(needs) == table["kernels"][str(entry)]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_the_oldest_device_has_the_instructions(kind):
+    major, minor = device.OLDEST
+    entry = tables.Entry("lstm", kind, 32, 16, plans.RESIDENT, "forward", 10 * major + minor)
+    tables.compile_entry(entry, plans.Plan(plans.RESIDENT, 16, 32, 0, 4))
 
 
 def test_the_table_has_no_more_and_no_less():
@@ -54,10 +64,13 @@ def test_no_variant_is_compiled_for_another_size(schedule, direction):
     assert sizes == free
     assert not {p.name for p in kernel.params if p.is_constexpr} & {"T", "B", "N", "H"}
     keys = set()
-    for batch, steps in ((1, 1), (5, 7), (16, 16), (13, 512)):
-        entry = tables.Entry("lstm", "bf16", 256 if schedule != plans.RESIDENT else 64, batch, schedule, direction, 90)
-        keys.add(_variant(kernel, entry, steps))
-    assert len(keys) == 1
+    H = 256 if schedule != plans.RESIDENT else 64
+    for form in ("", *tables.FORMS):
+        keys.clear()
+        for batch, steps in ((1, 1), (5, 7), (16, 16), (13, 512)):
+            entry = tables.Entry("lstm", "bf16", H, batch, schedule, direction, 90, 1, form)
+            keys.add(_variant(kernel, entry, steps))
+        assert len(keys) == 1, form
 
 
 def _binder(kernel):

@@ -113,6 +113,7 @@ def test_a_choice_goes_by_the_settings_of_its_time(gpu, monkeypatch):
     ("changes", "message"),
     [
         ({"dtype": torch.float64}, "its kernels calculate in fp32, not in torch.float64"),
+        ({"H": 23171, "P": 23171}, "its offsets in W_hh have 32 bits"),
         ({"P": 6}, r"its kernels have no projection \(proj_size\)"),
         ({"device": "meta"}, "its kernels run on CUDA tensors, these are on meta"),
     ],
@@ -148,8 +149,8 @@ def _old_gpu(monkeypatch, **facts):
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_devices_that_will_not_do(monkeypatch):
-    reason = _old_gpu(monkeypatch, capability=(6, 1))
-    assert reason == "Triton needs compute capability 7.0, Old has 6.1: use backend 'native'"
+    reason = _old_gpu(monkeypatch, capability=(7, 0))
+    assert reason == "its kernels need compute capability 7.5, Old has 7.0: use backend 'native'"
     assert "has not been tested on ROCm" in _old_gpu(monkeypatch, hip="6.0")
     assert _old_gpu(monkeypatch) is None
 

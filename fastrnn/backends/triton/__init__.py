@@ -43,6 +43,8 @@ class Triton(Backend):
         if not (query.I and query.H and query.T and query.B):
             return "it needs at least one step, row, feature and unit"
         cell = CELLS[query.cell]
+        if query.S * cell.gates * query.H**2 >= 1 << 31:
+            return "its offsets in W_hh have 32 bits, and all directions' W_hh together 2^31 elements or more"
         if cell.split and cell.split != tuple(range(cell.gates - len(cell.split), cell.gates)):
             return f"it takes cells whose split gates are the last ones, not {cell.name}"
         if 0 < cell.tape < cell.gates:

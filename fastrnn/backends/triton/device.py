@@ -13,7 +13,7 @@ import torch
 
 from fastrnn.backends.triton.plan import Limits
 
-OLDEST = (7, 0)
+OLDEST = (7, 5)  # for tanh.approx
 _INTERPRETER = Limits("Triton's interpreter", (9, 0), 227 << 10, 132)
 
 
@@ -41,7 +41,7 @@ def unusable(kind: str) -> str | None:
         capability = torch.cuda.get_device_capability(index)
         if capability < OLDEST:
             found = f"{torch.cuda.get_device_name(index)} has {capability[0]}.{capability[1]}"
-            return f"Triton needs compute capability 7.0, {found}: use backend 'native'"
+            return f"its kernels need compute capability 7.5, {found}: use backend 'native'"
     return None
 
 

@@ -114,11 +114,11 @@ def programs(p: Plan, problem: Problem) -> int:
 
 
 def shared(p: Plan, problem: Problem) -> int:
-    """Shared memory of one program in bytes, at most: the operands of its products."""
+    """Shared memory of one program in bytes, at most: the operands of its products, and values that change hands."""
     G, item = problem.gates, problem.itemsize
     parts = 2 if problem.kind == "tf32x3" else 1  # the rounded operand and what is left of it
     if p.schedule == RESIDENT:
-        operands = (G + 1 if problem.backward else 1) * p.BB * p.BN * 4
+        operands = (2 * G + 1 if problem.backward else 1) * p.BB * p.BN * 4
         return parts * (G * p.BN * p.BN * item + operands)
     if p.schedule == PERSISTENT:
         return parts * (G * _up(problem.H, p.BK) * p.BN * item + p.BB * p.BK * item)

@@ -249,7 +249,6 @@ def through_memory(
 ):  # fmt: skip
     """The gradient of h from the dr of the step in `row`, W_hh block by block; of no row if `last` is 0, else H."""
     dh = tl.zeros([BB, BN], tl.float32)
-    square = tl.cast(H, tl.int64) * H
     for g in tl.static_range(G):
         column = (g + SPLIT * (g >= G - SPLIT)) * H
         for first in range(0, last, BK):
@@ -257,7 +256,7 @@ def through_memory(
             there = passed[:, None] & (ks < H)[None, :]
             at = DG + row[:, None] * (D * H) + column + ks[None, :]
             d = tl.load(at, mask=there, other=0.0, cache_modifier=".cg")
-            at = W + g * square + ks.to(tl.int64)[:, None] * H + units[None, :]
+            at = W + g * H * H + ks[:, None] * H + units[None, :]
             w = tl.load(at, mask=(ks < H)[:, None] & (units < H)[None, :], other=0.0)
             dh = dot(d, w, dh, PRECISION)
     return dh

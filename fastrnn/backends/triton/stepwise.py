@@ -44,13 +44,11 @@ def forward(
     XG += stream * N * (XW * H)
     C += stream * N * H
     Y += stream * H
-    square = tl.cast(H, tl.int64) * H
-    W += stream * (G * square)
+    W += stream * (G * H * H)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
-    across = units.to(tl.int64) * H
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     t = k + backwards * (T - 1 - 2 * k)
     live = t < length
@@ -70,7 +68,7 @@ def forward(
     for first in range(0, last, BK):
         ks = first + tl.arange(0, BK)
         h = fed_back(Y, H0 + state, before, there, live, keep, rows, ks, H, S, GIVEN, RESET)
-        w = load_n(W + ks[:, None] + across[None, :], square, (ks < H)[:, None] & mine[None, :], G)
+        w = load_n(W + ks[:, None] + units[None, :] * H, H * H, (ks < H)[:, None] & mine[None, :], G)
         sums = ()
         for g in tl.static_range(G):
             sums = sums + (dot(h, w[g], r[g], PRECISION),)
@@ -112,7 +110,7 @@ def backward(
     DC += stream * N * H
     Y += stream * H
     DY += stream * H
-    W += stream * (G * tl.cast(H, tl.int64) * H)
+    W += stream * (G * H * H)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
