@@ -17,6 +17,7 @@ from fastrnn.cells import Cell
 from fastrnn.packing import Packing, pack_call, previous_rows
 
 Optional = Tensor | None
+_RECOMPUTED = 1 << 22  # pre-activations at a time where the tape is made anew
 
 
 def backward(
@@ -176,29 +177,34 @@ def at_the_gates(
     if not call.states:
         needed = (needed[0], *(False,) * call.cell.states, *needed[1:])
     if call.cell.tape and saved.tape is None:
-        saved, last = recompute(call, saved, y), True
+        saved, last = recompute(call, saved, y, backend.saved_dtypes(y.dtype)[0]), True
     return backend.backward(call, saved, y, dy, dfinals, needed, last, dc, gates)
 
 
-def recompute(call: Call, saved: Saved, y: Tensor) -> Saved:
-    """The tape, and m, from y and c: all states are known, so one product serves all time steps."""
-    cell = call.cell
+def recompute(call: Call, saved: Saved, y: Tensor, dtype: torch.dtype) -> Saved:
+    """The tape, in `dtype`, and m, from y and c: all states are known, so that no step waits for another."""
+    cell, hidden, rows = call.cell, call.hidden, y.numel() // (len(call.weights) * call.out)
     kind = torch.float64 if y.dtype is torch.float64 else torch.float32
-    x = call.x.reshape(-1, call.x.shape[-1]).to(kind)
+    x = call.x.reshape(-1, call.x.shape[-1])
     initial = call.initial()
-    tapes, ms = [], []
+    tape = x.new_empty(len(call.weights), rows, cell.tape * hidden, dtype=dtype)
+    m = None if call.weights[0].w_hr is None else x.new_empty(len(call.weights), rows, hidden, dtype=kind)
     for s, w in enumerate(call.weights):
-        b_ih, b_hh = [None if b is None else b.to(kind) for b in (w.b_ih, w.b_hh)]
-        h = _whole(previous(call, s, _of_stream(y, s, call.out), initial[0][s])).to(kind)
-        states: tuple[Tensor, ...] = (h,)
+        w_ih, w_hh, b_ih, b_hh = [None if a is None else a.to(kind) for a in w[:4]]
+        before = [_whole(previous(call, s, _of_stream(y, s, call.out), initial[0][s]))]
         if saved.c is not None:
-            states = (h, _whole(previous(call, s, saved.c[s], initial[1][s].to(kind))))
-        xg = linear(x, w.w_ih.to(kind), b_ih).chunk(cell.gates, -1)
-        r = linear(h, w.w_hh.to(kind), b_hh).chunk(cell.gates, -1)
-        new, tape = cell.step(xg, r, states, (), torch.sigmoid, torch.tanh, torch.where)
-        tapes.append(torch.cat(tape, -1))
-        ms.append(new[0])
-    return Saved(torch.stack(tapes), saved.c, None if call.weights[0].w_hr is None else torch.stack(ms))
+            before.append(_whole(previous(call, s, saved.c[s], initial[1][s].to(saved.c.dtype))))
+        count = max(1, _RECOMPUTED // (cell.gates * hidden))
+        for first in range(0, rows, count):  # a part at a time, as what is calculated with is wider than what is kept
+            part = slice(first, first + count)
+            states = tuple([a[part].to(kind) for a in before])
+            xg = linear(x[part].to(kind), w_ih, b_ih).chunk(cell.gates, -1)  # type: ignore[arg-type]
+            r = linear(states[0], w_hh, b_hh).chunk(cell.gates, -1)  # type: ignore[arg-type]
+            new, values = cell.step(xg, r, states, (), torch.sigmoid, torch.tanh, torch.where)
+            tape[s, part] = torch.cat(values, -1)
+            if m is not None:
+                m[s, part] = new[0]
+    return Saved(tape, saved.c, m)
 
 
 def input_gradient(call: Call, dgates: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The Triton backend: fused kernels for NVIDIA GPUs, for every cell, from the cell's own Python text.
 
-One kernel text per schedule (`resident`, `persistent`, `stepwise`), made of the steps in `steps` and `values`; `plan` chooses,
-`launch` passes arguments. Neither Triton nor a kernel is loaded before the first call. Storage is of the input's
-type, states and sums are fp32. With TRITON_INTERPRET=1 the kernels run on CPU tensors, slowly, for tests.
+One kernel text per schedule (`resident`, `persistent`, `stepwise`), made of the steps in `steps` and `values`; `plan`
+chooses, `launch` passes arguments. Neither Triton nor a kernel is loaded before the first call. Storage is of the
+input's type, states and sums are fp32. With TRITON_INTERPRET=1 the kernels run on CPU tensors, slowly, for tests.
 """
 
 from __future__ import annotations
