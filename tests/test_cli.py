@@ -14,7 +14,8 @@ import yaml
 
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from fastrnn.cli import main, presets
+from fastrnn.cli import main
+from fastrnn.cli.parser import presets
 from fastrnn.text import LmConfig
 from fastrnn.text.errors import UserError
 
@@ -44,6 +45,8 @@ def test_train_leaves_checkpoints_configuration_metrics_and_sample(run):
         "config.yaml",
         "metrics",
         "sample.txt",
+        "curves.png",
+        "report.html",
     }
     saved = yaml.safe_load((run / "run" / "config.yaml").read_text())
     assert LmConfig(**saved).hidden_size == 12
@@ -80,10 +83,10 @@ def test_config_file_preset_and_options_in_order(tmp_path, capsys):
     assert set(LmConfig.__dataclass_fields__) <= set(printed)
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", presets("lm"))
 def test_presets_are_valid(name):
     """Each value of the file passes the configuration's checks and arrives; another name or value would not."""
-    values = yaml.safe_load((ROOT / "fastrnn" / "text" / "configs" / f"{name}.yaml").read_text())
+    values = yaml.safe_load((ROOT / "fastrnn" / "text" / "presets" / "lm" / f"{name}.yaml").read_text())
     config = LmConfig(**values)
     assert values
     assert {key: getattr(config, key) for key in values} == values

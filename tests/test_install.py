@@ -98,6 +98,8 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
     assert sorted(requires) == ["numpy", "torch>=2.8"]
     assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {
         "train",
+        "zh",
+        "tensorboard",
         "test",
         "plot",
         "privacy",

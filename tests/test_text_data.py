@@ -11,7 +11,7 @@ pytest.importorskip("tokenizers", reason="needs the extra [train]")
 
 from fastrnn.text import UserError, Vocabulary, load_corpus
 from fastrnn.text.data.corpus import builtin_text, load_text
-from fastrnn.text.data.stream import IGNORE, BpttLoader, batchify
+from fastrnn.text.data.stream import IGNORE, BpttLoader
 
 TEXT = "the cat sat\non the mat\n\nnaïve ☃ 漢字 — the end\n"
 
@@ -138,7 +138,8 @@ def test_bpe_too_small():
 @pytest.mark.parametrize(("n", "batch_size"), [(13, 3), (14, 3), (2, 1), (29, 7), (5, 8)])
 def test_padded_batches_hold_every_target_once(n, batch_size):
     ids = torch.arange(100, 100 + n)
-    inputs, targets = batchify(ids, batch_size, pad=True)
+    (window,) = BpttLoader(ids, batch_size, 1000, pad=True)
+    inputs, targets = window
     real = targets.t().flatten() != IGNORE
     assert torch.equal(targets.t().flatten()[real], ids[1:])
     assert torch.equal(inputs.t().flatten()[real], ids[:-1])

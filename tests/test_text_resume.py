@@ -8,61 +8,16 @@ import os
 import signal
 
 import pytest
-import torch
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 
-from text_support import TEXT, config, one_thread, quiet
+from text_support import TEXT, assert_identical, at_step, config, final_state, one_thread, quiet
 
 from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
 from fastrnn.text import checkpoint as checkpoints
 from fastrnn.text.tasks.lm import LmTask
 
 __all__ = ["config", "one_thread"]  # fixtures
-
-
-def final_state(folder) -> dict:
-    """What must be equal bit for bit: weights, optimiser, RNG, carried state, and losses of every epoch."""
-    saved = checkpoints.load(folder / "last.ckpt")
-    run = saved["fastrnn"]["run"]
-    history = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run["history"]]
-    return {
-        "weights": saved["state_dict"],
-        "optimizer": saved["optimizer_states"],
-        "rng": run["rng"],
-        "extra": run["extra"],
-        "history": history,
-        "step": saved["global_step"],
-    }
-
-
-def assert_identical(a, b, where="checkpoint"):
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_identical(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def at_step(monkeypatch, step: int, action) -> None:
-    """Calls `action` once, in the course of training step number `step` (from 0)."""
-    plain, done = LmTask.training_step, []
-
-    def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == step and not done:
-            done.append(True)
-            action()
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(LmTask, "training_step", training_step)
 
 
 STEPS = 50  # an epoch of `config`; test_resume_equals_uninterrupted checks it
@@ -78,7 +33,7 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, step, signum
     expected = final_state(tmp_path / "whole")
     assert expected["step"] == 2 * STEPS
     handler = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in a shell's background
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signum))
+    at_step(monkeypatch, LmTask, step, lambda: os.kill(os.getpid(), signum))
     with pytest.raises(Interrupted, match="continue with --resume") as stopped:
         train_lm(config, echo=quiet)
     assert stopped.value.signum == signum
@@ -94,7 +49,7 @@ def test_resume_after_a_crash_goes_on_from_the_last_saved_step(config, tmp_path,
     def crash():
         raise RuntimeError("power cut")
 
-    at_step(monkeypatch, STEPS + 17, crash)
+    at_step(monkeypatch, LmTask, STEPS + 17, crash)
     config = dataclasses.replace(config, save_every=10)
     with pytest.raises(RuntimeError, match="power cut"):
         train_lm(config, echo=quiet)
@@ -129,7 +84,7 @@ def test_max_steps_ends_with_a_validation_and_the_run_can_be_lengthened(config, 
 def test_resume_refuses_another_text(config, tmp_path):
     train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
     (tmp_path / "text.txt").write_text(TEXT.replace("fox", "cat"))
-    with pytest.raises(UserError, match="the training text is not the one"):
+    with pytest.raises(UserError, match="the training data is not what"):
         train_lm(config, resume=config.out, echo=quiet)
 
 

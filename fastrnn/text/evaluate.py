@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checkpoint as checkpoints
 from .data.stream import IGNORE, BpttLoader
 from .models.lm import LanguageModel
 
@@ -23,11 +24,16 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     def describe(self, level: str) -> str:
         bits = "" if level == "word" else f", {self.bits_per_char:.3f} bits per character"
         return f"perplexity {self.ppl:.2f} ({self.loss:.4f} nats per token{bits}) over {self.tokens:,} tokens"
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean loss, in nats; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.inference_mode()
@@ -53,3 +59,12 @@ def unigram_perplexity(train: Tensor, valid: Tensor, vocab_size: int) -> float:
     counts = torch.bincount(train, minlength=vocab_size).double() + 1
     log_probabilities = (counts / counts.sum()).log()
     return math.exp(-log_probabilities[valid[1:]].mean().item())
+
+
+def evaluate_checkpoint(path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+    """The score of any task's checkpoint on `data`, in lines; raises UserError for bad files and data."""
+    from .tasks import find_task
+
+    checkpoint = checkpoints.load(path)
+    lines: list[str] = find_task(checkpoint["fastrnn"]["task"]).evaluate(path, data, split, batch_size, layer)
+    return lines

@@ -1,0 +1,105 @@
+"""The commands of the training harness."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from importlib import import_module
+
+from .parser import UsageError, add_fields, check_layer, expand_preset, make_parser, parse, presets
+
+
+@dataclasses.dataclass
+class Training:
+    """A task as the command line sees it. `config` and `run` are names within fastrnn.text."""
+
+    config: str
+    run: str
+    description: str
+    examples: str
+
+
+TASKS = {
+    "lm": Training(
+        "LmConfig",
+        "train_lm",
+        "Trains a recurrent language model.",
+        """examples:
+  fastrnn train lm                                       on the English text that Python itself carries
+  fastrnn train lm --data book.txt --level bpe --tied --emb-size 256
+  fastrnn train lm --preset ptb-small --data ptb/        ptb/ holds *train*, *valid*, *test*
+  fastrnn train lm --config run.yaml --epochs 20         --print_config writes such a file
+  fastrnn train lm --resume runs/lm-001                  goes on exactly where a stopped run was
+""",
+    ),
+}
+
+
+def train(task: str, args: list[str]) -> int:
+    package = import_module("fastrnn.text")
+    entry = TASKS[task]
+    config = getattr(package, entry.config)
+    parser = make_parser(f"train {task}", entry.description, entry.examples)
+    parser.add_argument("--config", action="config", help="YAML file of options; those after it on the line prevail")
+    named = ", ".join(presets(task))
+    parser.add_argument("--preset", default=None, help=f"options of a described run: {named}")
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", default=None, type=str | None,
+        help="go on with a run: its folder or checkpoint; without a value, the run in --out",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", nargs="?", const=True, default=False, type=bool, help="replace the run in --out")
+    add_fields(parser, config)
+    args = expand_preset(task, args)
+    options = vars(parse(parser, args))
+    fields = config.__dataclass_fields__
+    given = {k: v for k, v in vars(parse(parser, args, defaults=False)).items() if k in fields}
+    made = config(**{name: options[name] for name in fields})
+    run = getattr(package, entry.run)
+    run(made, resume=options["resume"], given=given, overwrite=options["overwrite"], echo=say)
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    parser = make_parser("evaluate", "The score of a trained model on other data.")
+    parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
+    parser.add_argument("--data", required=True, type=str, help="as for training; of a folder, *test* or *valid*")
+    parser.add_argument("--split", default=None, type=str | None, help="train, valid or test of a folder")
+    parser.add_argument("--batch-size", default=10, type=int, help="lm: columns; 1 scores the text as one stream")
+    parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
+    options = parse(parser, args)
+    if options.batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
+    check_layer(options.layer)
+    from ..text.evaluate import evaluate_checkpoint
+
+    for line in evaluate_checkpoint(options.checkpoint, options.data, options.split, options.batch_size, options.layer):
+        print(line)
+    return 0
+
+
+def generate(args: list[str]) -> int:
+    parser = make_parser("generate", "Text from a trained language model.")
+    parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
+    parser.add_argument("--prompt", default="", type=str, help="text to go on from")
+    parser.add_argument("--length", default=400, type=int, help="tokens to add")
+    parser.add_argument("--temperature", default=0.8, type=float, help="below 1: keep to the likely; 0: the likeliest")
+    parser.add_argument("--top-k", default=0, type=int, help="draw among the k likeliest; 0: all")
+    parser.add_argument("--top-p", default=1.0, type=float, help="draw among the likeliest that sum to p")
+    parser.add_argument("--seed", default=None, type=int | None, help="the same seed gives the same text")
+    parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
+    o = parse(parser, args)
+    check_layer(o.layer)
+    from ..text.sampling import generate as draw
+    from ..text.tasks.lm import load_model
+
+    model, vocabulary, _ = load_model(o.checkpoint, o.layer)
+    print(draw(model, vocabulary, o.prompt, o.length, o.temperature, o.top_k, o.top_p, o.seed))
+    return 0
+
+
+def say(line: str) -> None:
+    """A line of the report, above the progress bar if there is one."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    tqdm.write(line)
+    sys.stdout.flush()
