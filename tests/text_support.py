@@ -51,6 +51,7 @@ def final_state(folder) -> dict:
         "weights": saved["state_dict"],
         "optimizer": saved["optimizer_states"],
         "processes": run["processes"],
+        "loader": run["loader"],
         "history": history,
         "step": saved["global_step"],
     }

@@ -14,8 +14,10 @@ from .parser import UsageError, suggest
 HELP = """usage: fastrnn COMMAND [options]
 
   fastrnn train lm     train a language model on text (--data FILE_OR_FOLDER)
+  fastrnn train classify   train a classifier of texts or series
   fastrnn evaluate     the score of a checkpoint on other data
   fastrnn generate     text from a language model
+  fastrnn predict      labels of texts by a classifier
   fastrnn info         what is installed: engine, instruction sets, threads, backends
 
 fastrnn COMMAND --help shows a command's options.
@@ -101,4 +103,9 @@ def show_info(args: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Command] = {"evaluate": text.evaluate, "generate": text.generate, "info": show_info}
+COMMANDS: dict[str, Command] = {
+    "evaluate": text.evaluate,
+    "generate": text.generate,
+    "predict": text.predict,
+    "info": show_info,
+}

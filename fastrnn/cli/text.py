@@ -20,6 +20,18 @@ class Training:
 
 
 TASKS = {
+    "classify": Training(
+        "ClassifyConfig",
+        "train_classify",
+        "Trains a recurrent classifier of texts or of real-valued sequences.",
+        """examples:
+  fastrnn train classify                                 docstrings of Python's library, by package
+  fastrnn train classify --data aclImdb.tar.gz           SPLIT/LABEL/*.txt in a folder or tar archive
+  fastrnn train classify --data reviews.csv --text-column review --label-column stars --target number
+  fastrnn train classify --data gestures/ --input series SPLIT/LABEL/*.npy, each (steps, features)
+  fastrnn train classify --preset tutorial               embedding 100, 2-layer LSTM 256, dropout 0.5, packed
+""",
+    ),
     "lm": Training(
         "LmConfig",
         "train_lm",
@@ -94,6 +106,24 @@ def generate(args: list[str]) -> int:
 
     model, vocabulary, _ = load_model(o.checkpoint, o.layer)
     print(draw(model, vocabulary, o.prompt, o.length, o.temperature, o.top_k, o.top_p, o.seed))
+    return 0
+
+
+def predict(args: list[str]) -> int:
+    parser = make_parser("predict", "Labels of texts (or series) by a trained classifier, one line each.")
+    parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
+    parser.add_argument("--text", default=None, type=str | None, help="one text")
+    parser.add_argument("--data", default=None, type=str | None, help="a text each line; for series, a .npy or .csv")
+    parser.add_argument("--top", default=1, type=int, help="likeliest labels to print")
+    parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
+    o = parse(parser, args)
+    check_layer(o.layer)
+    if o.text is not None and o.data is not None:
+        raise UsageError("--text and --data exclude each other")
+    from ..text.predict import predict_lines
+
+    for line in predict_lines(o.checkpoint, o.text, o.data, o.top, o.layer):
+        print(line)
     return 0
 
 

@@ -14,16 +14,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import LmConfig
+    from .config import ClassifyConfig, LmConfig
     from .data.corpus import load_corpus
     from .data.tokens import Vocabulary
     from .errors import Interrupted, UserError
     from .evaluate import evaluate_stream, unigram_perplexity
     from .models.lm import LanguageModel
     from .sampling import generate
+    from .tasks.classify import load_classifier, predict, train_classify
     from .tasks.lm import load_model, train_lm
 
 _WHERE = {
+    "ClassifyConfig": "config",
     "LmConfig": "config",
     "load_corpus": "data.corpus",
     "Vocabulary": "data.tokens",
@@ -33,13 +35,17 @@ _WHERE = {
     "unigram_perplexity": "evaluate",
     "generate": "sampling",
     "LanguageModel": "models.lm",
+    "load_classifier": "tasks.classify",
+    "predict": "tasks.classify",
+    "train_classify": "tasks.classify",
     "load_model": "tasks.lm",
     "train_lm": "tasks.lm",
 }
 
 __all__ = [
-    "Interrupted", "LanguageModel", "LmConfig", "UserError", "Vocabulary", "evaluate_stream", "generate",
-    "load_corpus", "load_model", "train_lm", "unigram_perplexity",
+    "ClassifyConfig", "Interrupted", "LanguageModel", "LmConfig", "UserError", "Vocabulary", "evaluate_stream",
+    "generate", "load_classifier", "load_corpus", "load_model", "predict", "train_classify", "train_lm",
+    "unigram_perplexity",
 ]  # fmt: skip
 
 

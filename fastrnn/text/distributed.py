@@ -58,10 +58,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def total(sums: dict[str, float]) -> dict[str, float]:
-    """Sums over all processes, by name, added in the order of ranks."""
+def total(sums: dict[str, Any]) -> dict[str, Any]:
+    """Sums (numbers or tensors) over all processes, by name, added in the order of ranks."""
     parts = gather(sums)
-    return {name: sum(part[name] for part in parts) for name in sums}
+    names = dict.fromkeys(name for part in parts for name in part)  # a process may have had no batch
+    return {name: sum(part[name] for part in parts if name in part) for name in names}
 
 
 def largest(value: int, device: torch.device) -> int:

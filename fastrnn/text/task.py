@@ -61,8 +61,8 @@ class Task(L.LightningModule):
         self.best = math.inf  # lowest validation loss so far
         self.plateau_factor = 1.0
         self.seconds = 0.0  # spent training, over all the sittings of this run
-        self.train_sums: dict[str, float] = {}  # of this process in this epoch: "loss", "count", and the task's own
-        self.valid_sums: dict[str, float] = {}
+        self.train_sums: dict[str, Any] = {}  # of this process in this epoch: "loss", "count", and the task's own
+        self.valid_sums: dict[str, Any] = {}
         self.clock, self.sitting, self.sitting_seconds = time.perf_counter(), 0.0, 0.0  # tokens since `clock`
         self._rng: dict[str, Tensor] | None = None
         self._evaluated: AbstractContextManager[None] = nullcontext()
@@ -78,7 +78,7 @@ class Task(L.LightningModule):
         """What is to be trained on what, for the beginning of the report."""
         raise NotImplementedError
 
-    def scores(self, sums: dict[str, float]) -> dict[str, float]:
+    def scores(self, sums: dict[str, Any]) -> dict[str, float]:
         """Figures of an epoch from the summed `sums` of its validation; must hold `valid_loss`."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class Task(L.LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         self.log("tokens_per_s", self.sitting / max(time.perf_counter() - self.clock, 1e-9), batch_size=1)
 
-    def validated(self, **sums: float) -> None:
+    def validated(self, **sums: Any) -> None:
         add(self.valid_sums, sums)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -204,7 +204,7 @@ class Task(L.LightningModule):
             "tokenizer": self.data.tokenizer,
             "data": self.data.mark,
             "versions": checkpoints.versions(),
-            "run": {**run, "processes": own},
+            "run": {**run, "processes": own, "loader": self.data.train.state_dict()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -213,12 +213,13 @@ class Task(L.LightningModule):
         if len(processes) != world():
             raise UserError(f"--resume: the run had {len(processes)} processes, not {world()}")
         own = processes[rank()]
+        self.data.train.load_state_dict(run.pop("loader"))  # Lightning does so within an epoch, not between two
         self._rng, self.train_sums = own["rng"], own["sums"]
         self.load_extra_state(own["extra"])
         for name, value in run.items():
             setattr(self, name, value)
 
 
-def add(sums: dict[str, float], more: dict[str, float]) -> None:
+def add(sums: dict[str, Any], more: dict[str, Any]) -> None:
     for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value
+        sums[name] = sums[name] + value if name in sums else value

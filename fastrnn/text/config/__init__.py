@@ -4,7 +4,8 @@
 model and data. The command line and YAML files are made from the same fields, so an option is written once, here.
 """
 
+from .classify import ClassifyConfig
 from .lm import LmConfig
 from .run import RunConfig, resumed
 
-__all__ = ["LmConfig", "RunConfig", "resumed"]
+__all__ = ["ClassifyConfig", "LmConfig", "RunConfig", "resumed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import re
+import zlib
 from pathlib import Path
 
 from ..errors import UserError
@@ -104,14 +105,24 @@ def read_folder(folder: Path) -> dict[str, str]:
 
 def read_text(path: Path) -> str:
     """A UTF-8 file's text, newlines as \\n, without a byte-order mark."""
+    return decode_text(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What the file at `path` holds, unpacked if its name ends in .gz."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """The text of UTF-8 bytes; raises UserError with the place of what is not."""
+    try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}: not UTF-8 at byte {error.start} (line {line}): convert it with iconv -t UTF-8"
+            f"{name}: not UTF-8 at byte {error.start} (line {line}): convert it with iconv -t UTF-8"
         ) from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -5,13 +5,16 @@ A `Vocabulary` is one `tokenizers.Tokenizer`, saved as its JSON text, so a check
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..errors import UserError
+from .segment import Segmenter
 
 UNKNOWN, END = "<unk>", "<eos>"
 DEFAULT_SIZE = {"char": None, "word": 10_000, "bpe": 4_000}
@@ -27,19 +30,25 @@ class Vocabulary:
     At the levels char and word, what the training text lacks becomes `<unk>`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, level: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, level: str, segmenter: Segmenter | None = None) -> None:
         self.tokenizer = tokenizer
         self.level = level
+        self.segmenter = segmenter or Segmenter()
         self.unknown: int | None = tokenizer.token_to_id(UNKNOWN)
 
     @classmethod
-    def build(cls, text: str, level: str, size: int | None = None) -> Vocabulary:
-        """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet."""
-        size = size or DEFAULT_SIZE[level]
-        if level == "bpe":
-            return cls(train_bpe(text, size or 0), level)
+    def build(cls, text: str, level: str, size: int | None = None, segmenter: Segmenter | None = None) -> Vocabulary:
+        """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet.
+
+        `segmenter` makes the words of every text first. Lines of `text` are texts of their own.
+        """
         if level not in DEFAULT_SIZE:
             raise UserError(f"--level must be one of {', '.join(DEFAULT_SIZE)}, got {level}")
+        size = size or DEFAULT_SIZE[level]
+        if segmenter is not None:
+            text = "\n".join(segmenter(line) for line in text.split("\n"))
+        if level == "bpe":
+            return cls(train_bpe(text, size or 0), level, segmenter)
         counts = Counter(text) if level == "char" else count_words(text)
         reserved = [UNKNOWN] if level == "char" else [UNKNOWN, END]
         ranked = sorted((token for token in counts if token not in reserved), key=lambda t: (-counts[t], t))
@@ -51,27 +60,38 @@ class Vocabulary:
         else:
             tokenizer.normalizer = normalizers.Replace("\n", f" {END} ")
             tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return cls(tokenizer, level)
+        return cls(tokenizer, level, segmenter)
 
     @classmethod
-    def from_state(cls, state: dict[str, str]) -> Vocabulary:
-        return cls(Tokenizer.from_str(state["json"]), state["level"])
+    def from_state(cls, state: dict[str, Any]) -> Vocabulary:
+        return cls(Tokenizer.from_str(state["json"]), state["level"], Segmenter.from_state(state["segmenter"]))
 
-    def state(self) -> dict[str, str]:
-        """What `from_state` rebuilds this vocabulary from; plain strings."""
-        return {"level": self.level, "json": self.tokenizer.to_str()}
+    def state(self) -> dict[str, Any]:
+        """What `from_state` rebuilds this vocabulary from; plain data."""
+        return {"level": self.level, "json": self.tokenizer.to_str(), "segmenter": self.segmenter.state()}
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> torch.Tensor:
         """The ids of `text`, (N,) int64."""
+        if self.segmenter != Segmenter():
+            text = "\n".join(self.segmenter(line) for line in text.split("\n"))
         pieces = list(self._pieces(text))
         ids: list[int] = []
         for start in range(0, len(pieces), 64):
             for encoding in self.tokenizer.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False):
                 ids.extend(encoding.ids)
         return torch.tensor(ids, dtype=torch.int64)
+
+    def encode_all(self, texts: Iterable[str]) -> list[torch.Tensor]:
+        """The ids of each of `texts`, (N,) int64; a text without a token is one unknown token."""
+        found: list[torch.Tensor] = []
+        empty = [self.unknown or 0]
+        for batch in batched((self.segmenter(text) for text in texts), 256):
+            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                found.append(torch.tensor(encoding.ids or empty, dtype=torch.int64))
+        return found
 
     def decode(self, ids: torch.Tensor | list[int]) -> str:
         """The text of `ids`; words stand apart by one blank, `<eos>` ends a line."""
@@ -95,6 +115,12 @@ class Vocabulary:
                 end = len(text) if line_end < 0 else line_end + 1
             yield text[at:end]
             at = end
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def count_words(text: str) -> Counter[str]:

@@ -8,17 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LmConfig
+from .recurrent import recurrent_class
 
 State = Any  # (h, c) of an LSTM, h of a GRU or RNN; each (layers, B, hidden_size)
-
-
-def recurrent_class(layer: str, cell: str) -> type[nn.Module]:
-    """The module class of `cell` ("lstm", "gru", "rnn") by `layer` ("fastrnn" or "torch")."""
-    import fastrnn
-
-    library = nn if layer == "torch" else fastrnn
-    found: type[nn.Module] = getattr(library, cell.upper())
-    return found
 
 
 class LanguageModel(nn.Module):

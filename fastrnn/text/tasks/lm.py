@@ -200,7 +200,7 @@ def load_model(path: str | Path, layer: str | None = None) -> tuple[LanguageMode
     """
     checkpoint = checkpoints.load(path, "lm")
     head = checkpoint["fastrnn"]
-    config = LmConfig(**{**head["config"], **({"layer": layer} if layer else {})})
+    config = LmConfig(**{**head["config"], "devices": 1, "nodes": 1, **({"layer": layer} if layer else {})})
     vocabulary = Vocabulary.from_state(head["tokenizer"])
     model = LanguageModel(config, len(vocabulary))
     model.load_state_dict(checkpoints.weights(checkpoint))
