@@ -15,6 +15,7 @@ HELP = """usage: fastrnn COMMAND [options]
 
   fastrnn train lm     train a language model on text (--data FILE_OR_FOLDER)
   fastrnn train classify   train a classifier of texts or series
+  fastrnn prepare      token files for a language model, of text larger than memory
   fastrnn evaluate     the score of a checkpoint on other data
   fastrnn generate     text from a language model
   fastrnn predict      labels of texts by a classifier
@@ -107,5 +108,6 @@ COMMANDS: dict[str, Command] = {
     "evaluate": text.evaluate,
     "generate": text.generate,
     "predict": text.predict,
+    "prepare": text.prepare,
     "info": show_info,
 }

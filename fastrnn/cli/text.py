@@ -127,6 +127,33 @@ def predict(args: list[str]) -> int:
     return 0
 
 
+def prepare(args: list[str]) -> int:
+    from typing import Literal
+
+    parser = make_parser("prepare", "Tokenizes text once, in parallel, into files that training maps into memory.")
+    parser.add_argument("--data", required=True, type=str, help="text file or folder of *train*, *valid*, *test*")
+    parser.add_argument("--out", required=True, type=str, help="new folder, the --data of fastrnn train lm")
+    parser.add_argument("--level", default="bpe", type=Literal["char", "word", "bpe"], help="what a token is")
+    parser.add_argument("--vocab-size", default=None, type=int | None, help="largest vocabulary")
+    parser.add_argument("--words", default="blanks", type=Literal["blanks", "split", "jieba"], help="level word: words")
+    parser.add_argument("--lower", nargs="?", const=True, default=False, type=bool, help="lower-case the text")
+    parser.add_argument("--workers", default=1, type=int, help="processes")
+    parser.add_argument("--valid-share", default=0.1, type=float, help="where there is no *valid* file")
+    o = parse(parser, args)
+    if o.workers < 1 or not 0 < o.valid_share < 1 or (o.vocab_size is not None and o.vocab_size < 2):
+        raise UsageError(
+            f"--workers and --vocab-size must be at least 1 and 2 and --valid-share in (0, 1), "
+            f"got {o.workers}, {o.vocab_size}, {o.valid_share}"
+        )
+    from ..text.data.prepare import prepare as run
+    from ..text.data.segment import Segmenter
+
+    segmenter = Segmenter(o.words, o.lower)
+    progress = sys.stderr.isatty()
+    run(o.data, o.out, o.level, o.vocab_size, segmenter, o.workers, o.valid_share, progress, say)
+    return 0
+
+
 def say(line: str) -> None:
     """A line of the report, above the progress bar if there is one."""
     from tqdm import tqdm  # type: ignore[import-untyped]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from . import checkpoint as checkpoints
 from .data.stream import IGNORE, BpttLoader
@@ -37,7 +37,7 @@ def perplexity(loss: float) -> float:
 
 
 @torch.inference_mode()
-def evaluate_stream(model: LanguageModel, ids: Tensor, batch_size: int, bptt: int, chars: int) -> Score:
+def evaluate_stream(model: LanguageModel, ids: Any, batch_size: int, bptt: int, chars: int) -> Score:
     """The score of `model` on the stream `ids` (N,), cut into `batch_size` columns, the state carried along each.
 
     Every token but the first is predicted once; a column starts from a zero state, so few columns score a little
@@ -47,18 +47,25 @@ def evaluate_stream(model: LanguageModel, ids: Tensor, batch_size: int, bptt: in
     model.eval()
     state, total, count = None, 0.0, 0
     for tokens, targets in BpttLoader(ids, batch_size, bptt, pad=True):
-        logits, state = model(tokens, state)
-        total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+        summed, _, state = model.loss(tokens, targets, state)
+        total += summed.item()
         count += int((targets != IGNORE).sum())
     model.train(training)
     return Score(total / count, count, total / math.log(2) / max(chars, 1))
 
 
-def unigram_perplexity(train: Tensor, valid: Tensor, vocab_size: int) -> float:
+def unigram_perplexity(train: Any, valid: Any, vocab_size: int) -> float:
     """The perplexity on `valid` of the model that knows only how often each token occurs in `train` (plus one)."""
-    counts = torch.bincount(train, minlength=vocab_size).double() + 1
-    log_probabilities = (counts / counts.sum()).log()
-    return math.exp(-log_probabilities[valid[1:]].mean().item())
+    counts, seen = count(train, vocab_size) + 1, count(valid[1:], vocab_size)
+    return math.exp(-float(seen @ np.log(counts / counts.sum())) / seen.sum())
+
+
+def count(ids: Any, vocab_size: int) -> Any:
+    """How often each id occurs in a tensor or (memory-mapped) array."""
+    counts, step = np.zeros(vocab_size), 1 << 24
+    for start in range(0, len(ids), step):
+        counts += np.bincount(ids[start : start + step], minlength=vocab_size)
+    return counts
 
 
 def evaluate_checkpoint(path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:

@@ -91,11 +91,22 @@ def split_of(path: Path) -> str | None:
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
+def text_files(data: str) -> list[Path]:
+    """The file at `data`, or the files of that folder in the order of their names; none that begins with a dot."""
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{data}: no such file or folder")
+    if path.is_file():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
+    if not files:
+        raise UserError(f"{data}: the folder holds no file")
+    return files
+
+
 def read_folder(folder: Path) -> dict[str, str]:
     """The text of a folder's files by split; everything is `train` where no name tells a split."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
-    if not files:
-        raise UserError(f"{folder}: the folder holds no file")
+    files = text_files(str(folder))
     named = [p for p in files if split_of(p)]
     parts: dict[str, list[str]] = {}
     for path in named or files:
@@ -116,13 +127,13 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def decode_text(raw: bytes, name: str) -> str:
-    """The text of UTF-8 bytes; raises UserError with the place of what is not."""
+def decode_text(raw: bytes, name: str, offset: int = 0) -> str:
+    """The text of UTF-8 bytes; raises UserError with the place of what is not. `offset`: bytes before these."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = f"line {raw.count(bytes([10]), 0, error.start) + 1}" + (" of a later part" if offset else "")
         raise UserError(
-            f"{name}: not UTF-8 at byte {error.start} (line {line}): convert it with iconv -t UTF-8"
+            f"{name}: not UTF-8 at byte {offset + error.start} ({line}): convert it with iconv -t UTF-8"
         ) from None
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

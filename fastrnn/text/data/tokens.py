@@ -40,16 +40,26 @@ class Vocabulary:
     def build(cls, text: str, level: str, size: int | None = None, segmenter: Segmenter | None = None) -> Vocabulary:
         """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet.
 
-        `segmenter` makes the words of every text first. Lines of `text` are texts of their own.
+        `segmenter` makes the words of every line first.
         """
+        if level == "bpe":
+            return cls.train([text], size, segmenter)
+        return cls.from_counts(cls.count(text, level, segmenter), level, size, segmenter)
+
+    @staticmethod
+    def count(text: str, level: str, segmenter: Segmenter | None = None) -> Counter[str]:
+        """How often each token of a level other than bpe occurs; counts of parts may be added."""
+        text = segment_lines(text, segmenter)
+        return Counter(text) if level == "char" else count_words(text)
+
+    @classmethod
+    def from_counts(
+        cls, counts: Counter[str], level: str, size: int | None = None, segmenter: Segmenter | None = None
+    ) -> Vocabulary:
+        """The vocabulary of the `size` most frequent of counted tokens."""
         if level not in DEFAULT_SIZE:
             raise UserError(f"--level must be one of {', '.join(DEFAULT_SIZE)}, got {level}")
         size = size or DEFAULT_SIZE[level]
-        if segmenter is not None:
-            text = "\n".join(segmenter(line) for line in text.split("\n"))
-        if level == "bpe":
-            return cls(train_bpe(text, size or 0), level, segmenter)
-        counts = Counter(text) if level == "char" else count_words(text)
         reserved = [UNKNOWN] if level == "char" else [UNKNOWN, END]
         ranked = sorted((token for token in counts if token not in reserved), key=lambda t: (-counts[t], t))
         kept = reserved + ranked[: None if size is None else max(size - len(reserved), 0)]
@@ -61,6 +71,12 @@ class Vocabulary:
             tokenizer.normalizer = normalizers.Replace("\n", f" {END} ")
             tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return cls(tokenizer, level, segmenter)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int | None = None, segmenter: Segmenter | None = None) -> Vocabulary:
+        """A vocabulary of byte pairs, of the parts of a text."""
+        lines = (line for text in texts for line in segment_lines(text, segmenter).splitlines(keepends=True))
+        return cls(train_bpe(lines, size or DEFAULT_SIZE["bpe"] or 0), "bpe", segmenter)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Vocabulary:
@@ -75,9 +91,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> torch.Tensor:
         """The ids of `text`, (N,) int64."""
-        if self.segmenter != Segmenter():
-            text = "\n".join(self.segmenter(line) for line in text.split("\n"))
-        pieces = list(self._pieces(text))
+        pieces = list(self._pieces(segment_lines(text, self.segmenter)))
         ids: list[int] = []
         for start in range(0, len(pieces), 64):
             for encoding in self.tokenizer.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False):
@@ -123,13 +137,19 @@ def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+def segment_lines(text: str, segmenter: Segmenter | None) -> str:
+    if segmenter is None or segmenter == Segmenter():
+        return text
+    return "\n".join(segmenter(line) for line in text.split("\n"))
+
+
 def count_words(text: str) -> Counter[str]:
     counts = Counter(text.split())
     counts[END] += text.count("\n")
     return counts
 
 
-def train_bpe(text: str, size: int) -> Tokenizer:
+def train_bpe(lines: Iterable[str], size: int) -> Tokenizer:
     """Byte-level BPE (as in GPT-2): the 256 bytes and the `size` - 256 most useful merges."""
     if size < 257:
         raise UserError(f"--vocab-size must be at least 257 at level bpe (256 bytes and one merge), got {size}")
@@ -139,5 +159,5 @@ def train_bpe(text: str, size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     return tokenizer

@@ -8,17 +8,18 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checkpoint as checkpoints
 from ..compare import compare_layers, describe_times
 from ..config import LmConfig
-from ..data.corpus import Corpus, load_corpus, load_text
+from ..data.corpus import load_corpus, load_text
+from ..data.prepare import is_prepared, load_prepared
+from ..data.segment import Segmenter
 from ..data.stream import IGNORE, BpttLoader
 from ..data.tokens import Vocabulary
 from ..errors import UserError
-from ..evaluate import Score, evaluate_stream, perplexity, unigram_perplexity
+from ..evaluate import Score, count, evaluate_stream, perplexity, unigram_perplexity
 from ..models.lm import LanguageModel, State, detach, move
 from ..runs import BEST
 from ..sampling import generate
@@ -28,11 +29,11 @@ from ..training import train
 
 @dataclasses.dataclass
 class LmData(Data):
-    """Streams of token ids by split, and their text."""
+    """Streams of token ids by split, tensors or memory-mapped files, and how many characters they were."""
 
     vocabulary: Vocabulary
-    corpus: Corpus
-    ids: dict[str, Tensor]
+    ids: dict[str, Any]
+    chars: dict[str, int]
 
 
 @dataclasses.dataclass
@@ -64,23 +65,30 @@ class LmTask(Task):
 
     @classmethod
     def load(cls, config: LmConfig, saved: dict[str, Any] | None) -> LmData:
-        corpus = load_corpus(config.data)
-        if saved is None:
-            vocabulary = Vocabulary.build(corpus.train, config.level, config.vocab_size)
+        if is_prepared(config.data):
+            found = load_prepared(config.data or "")
+            name, vocabulary, ids, chars, mark = found.name, found.vocabulary, found.ids, found.chars, found.mark
         else:
-            vocabulary = Vocabulary.from_state(saved["tokenizer"])
-        ids = {"train": vocabulary.encode(corpus.train), "valid": vocabulary.encode(corpus.valid)}
-        train = loader(ids["train"], config.batch_size, config.bptt, "training")
+            corpus = load_corpus(config.data)
+            if saved is None:
+                segmenter = Segmenter(config.words, config.lower)
+                vocabulary = Vocabulary.build(corpus.train, config.level, config.vocab_size, segmenter)
+            else:
+                vocabulary = Vocabulary.from_state(saved["tokenizer"])
+            texts = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
+            ids = {split: vocabulary.encode(text) for split, text in texts.items() if text is not None}
+            name, chars = corpus.name, {split: len(text) for split, text in texts.items() if text is not None}
+            mark = f"{len(ids['train'])} tokens, crc32 {zlib.crc32(ids['train'].numpy().tobytes()):08x}"
+        train = loader(ids["train"], config.batch_size, config.bptt, "training", False, config.varied_bptt, config.seed)
         valid = loader(ids["valid"], config.eval_batch_size, config.bptt, "validation", pad=True)
-        mark = f"{len(ids['train'])} tokens, crc32 {zlib.crc32(ids['train'].numpy().tobytes()):08x}"
-        return LmData(corpus.name, mark, vocabulary.state(), train, valid, vocabulary, corpus, ids)
+        return LmData(name, mark, vocabulary.state(), train, valid, vocabulary, ids, chars)
 
     def describe(self) -> list[str]:
         c, ids = self.config, self.data.ids
         parameters = sum(p.numel() for p in self.model.parameters())
         found = f"{len(ids['train']):,} training and {len(ids['valid']):,} validation tokens"
         return [
-            f"{self.data.name}: {found}, {len(self.data.vocabulary):,} different ({c.level} level)",
+            f"{self.data.name}: {found}, {len(self.data.vocabulary):,} different ({self.data.vocabulary.level} level)",
             f"{c.layers} x {c.hidden_size} {c.cell.upper()} ({c.layer}), {parameters:,} parameters",
             f"a unigram model has valid ppl {self.unigram:.2f}",
         ]
@@ -95,11 +103,14 @@ class LmTask(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
-        logits, state = self.model(tokens, self.state)
+        summed, penalty, state = self.model.loss(tokens, targets, self.state)
         self.state = detach(state)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        self.trained(targets.numel(), loss=loss.item() * targets.numel(), count=targets.numel())
+        self.trained(targets.numel(), loss=summed.item(), count=targets.numel())
+        loss: Tensor = summed / targets.numel() + penalty
         return loss
+
+    def lr_factor(self, batch: tuple[Tensor, Tensor]) -> float:
+        return len(batch[0]) / self.config.bptt if self.config.varied_bptt else 1.0
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -107,13 +118,12 @@ class LmTask(Task):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        logits, self.valid_state = self.model(tokens, self.valid_state)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        self.validated(loss=loss.item(), count=int((targets != IGNORE).sum()))
+        summed, _, self.valid_state = self.model.loss(tokens, targets, self.valid_state)
+        self.validated(loss=summed.item(), count=int((targets != IGNORE).sum()))
 
     def scores(self, sums: dict[str, float]) -> dict[str, float]:
         loss = sums["loss"] / sums["count"]
-        chars = len(self.data.corpus.valid) / len(self.data.ids["valid"])  # per token
+        chars = self.data.chars["valid"] / len(self.data.ids["valid"])  # per token
         return {
             "valid_loss": loss,
             "valid_ppl": perplexity(loss),
@@ -121,7 +131,7 @@ class LmTask(Task):
         }
 
     def describe_epoch(self, row: dict[str, float]) -> str:
-        bits = "" if self.config.level == "word" else f" ({row['valid_bits_per_char']:.3f} bits per character)"
+        bits = "" if self.data.vocabulary.level == "word" else f" ({row['valid_bits_per_char']:.3f} bits per character)"
         return (
             f"epoch {row['epoch']:.0f}/{self.trainer.max_epochs}: train ppl {perplexity(row['train_loss']):.2f}, "
             f"valid ppl {row['valid_ppl']:.2f}{bits}, {row['tokens_per_s']:,.0f} tokens/s"
@@ -137,13 +147,12 @@ class LmTask(Task):
         """Scores the best checkpoint on the validation and test text, samples from it, and times the two layers."""
         c, data = self.config, self.data
         model, vocabulary, _ = load_model(folder / BEST)
-        valid = evaluate_stream(model, data.ids["valid"], c.eval_batch_size, c.bptt, len(data.corpus.valid))
-        echo(f"valid: {valid.describe(c.level)}; a unigram model has {self.unigram:.2f}")
+        valid = evaluate_stream(model, data.ids["valid"], c.eval_batch_size, c.bptt, data.chars["valid"])
+        echo(f"valid: {valid.describe(vocabulary.level)}; a unigram model has {self.unigram:.2f}")
         test = None
-        if data.corpus.test is not None:
-            test_ids = vocabulary.encode(data.corpus.test)
-            test = evaluate_stream(model, test_ids, c.eval_batch_size, c.bptt, len(data.corpus.test))
-            echo(f"test:  {test.describe(c.level)}")
+        if "test" in data.ids:
+            test = evaluate_stream(model, data.ids["test"], c.eval_batch_size, c.bptt, data.chars["test"])
+            echo(f"test:  {test.describe(vocabulary.level)}")
         echo(f"trained {self.trainer.global_step:,} steps in {self.seconds:.0f} s; best model: {folder / BEST}")
         sample = ""
         if c.sample:
@@ -160,11 +169,20 @@ class LmTask(Task):
     @classmethod
     def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
         model, vocabulary, config = load_model(path, layer)
-        text = load_text(data, split)
-        ids = vocabulary.encode(text)
-        lines = [evaluate_stream(model, ids, batch_size, config.bptt, len(text)).describe(config.level)]
+        if is_prepared(data):
+            found = load_prepared(data)
+            if found.vocabulary.state() != vocabulary.state():
+                raise UserError(f"{data}: prepared with another vocabulary than the model's: evaluate on the text")
+            split = split or ("test" if "test" in found.ids else "valid")
+            if split not in found.ids:
+                raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(found.ids))}")
+            ids, chars = found.ids[split], found.chars[split]
+        else:
+            text = load_text(data, split)
+            ids, chars = vocabulary.encode(text), len(text)
+        lines = [evaluate_stream(model, ids, batch_size, config.bptt, chars).describe(vocabulary.level)]
         if vocabulary.unknown is not None:
-            share = (ids == vocabulary.unknown).double().mean().item()
+            share = count(ids, len(vocabulary))[vocabulary.unknown] / len(ids)
             lines.append(f"{share:.2%} of the tokens are <unk>: unknown to the model's vocabulary, or so in the text")
         return lines
 
@@ -178,17 +196,20 @@ class LmTask(Task):
         states: dict[str, State] = dict.fromkeys(models)
 
         def loss(layer: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-            logits, state = models[layer](batch[0], states[layer])
+            summed, penalty, state = models[layer].loss(*batch, states[layer])
             states[layer] = detach(state)
-            return F.cross_entropy(logits.flatten(0, 1), batch[1].flatten())
+            mean: Tensor = summed / batch[1].numel() + penalty
+            return mean
 
         train = BpttLoader(self.data.ids["train"], config.batch_size, config.bptt)
         return compare_layers(models, train, loss, config.clip, config.compare)
 
 
-def loader(ids: Any, batch_size: int, bptt: int, what: str, pad: bool = False) -> BpttLoader:
+def loader(
+    ids: Any, batch_size: int, bptt: int, what: str, pad: bool = False, varied: bool = False, seed: int = 0
+) -> BpttLoader:
     try:
-        return BpttLoader(ids, batch_size, bptt, pad)
+        return BpttLoader(ids, batch_size, bptt, pad, varied, seed)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
 
