@@ -165,7 +165,7 @@ def test_a_text_without_tokens_is_one_unknown_token():
 
 def test_buckets_hold_every_example_once_with_little_padding():
     lengths = torch.randint(1, 200, (997,)).tolist()
-    loader = BucketLoader(lengths, 16, lambda indices, total: (indices, total))
+    loader = BucketLoader(lengths, 16, lambda own, whole: (own, len(whole)))
     first, second = list(loader), list(loader)
     assert len(first) == len(loader) == 63
     for batches in (first, second):
@@ -173,13 +173,13 @@ def test_buckets_hold_every_example_once_with_little_padding():
     assert first != second, "another order in each pass"
     padded = sum(max(lengths[i] for i in batch) * total for batch, total in first)
     assert padded < 1.2 * sum(lengths)
-    ordered = list(BucketLoader(lengths, 16, lambda indices, total: indices, shuffle=False))
+    ordered = list(BucketLoader(lengths, 16, lambda own, whole: own, shuffle=False))
     assert [lengths[i] for batch in ordered for i in batch] == sorted(lengths)
 
 
 def test_bucket_loader_goes_on_where_its_state_was_saved():
     def make():
-        return BucketLoader([5, 3, 9, 1, 7, 2, 2], 2, lambda indices, total: indices, seed=3)
+        return BucketLoader([5, 3, 9, 1, 7, 2, 2], 2, lambda own, whole: own, seed=3)
 
     whole = make()
     expected = [list(whole), list(whole)]

@@ -15,10 +15,11 @@ HELP = """usage: fastrnn COMMAND [options]
 
   fastrnn train lm     train a language model on text (--data FILE_OR_FOLDER)
   fastrnn train classify   train a classifier of texts or series
+  fastrnn train translate  train a translator on pairs of texts
   fastrnn prepare      token files for a language model, of text larger than memory
   fastrnn evaluate     the score of a checkpoint on other data
   fastrnn generate     text from a language model
-  fastrnn predict      labels of texts by a classifier
+  fastrnn predict      labels of texts by a classifier, translations by a translator
   fastrnn info         what is installed: engine, instruction sets, threads, backends
 
 fastrnn COMMAND --help shows a command's options.

@@ -46,6 +46,18 @@ TASKS = {
     ),
 }
 
+TASKS["translate"] = Training(
+    "TranslateConfig",
+    "train_translate",
+    "Trains an encoder and a decoder with attention: translation, or any text to another.",
+    """examples:
+  fastrnn train translate                                dates as people write them, to ISO dates
+  fastrnn train translate --data multi30k/ --source de --target en --lower
+  fastrnn train translate --data cmn.tsv.gz --source-column 2 --target-column 1 --source-words jieba
+  fastrnn train translate --data questions.tsv           question, tab, answer
+""",
+)
+
 
 def train(task: str, args: list[str]) -> int:
     package = import_module("fastrnn.text")
@@ -110,19 +122,22 @@ def generate(args: list[str]) -> int:
 
 
 def predict(args: list[str]) -> int:
-    parser = make_parser("predict", "Labels of texts (or series) by a trained classifier, one line each.")
+    parser = make_parser("predict", "Labels by a classifier, or translations by a translator, one line each.")
     parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
     parser.add_argument("--text", default=None, type=str | None, help="one text")
     parser.add_argument("--data", default=None, type=str | None, help="a text each line; for series, a .npy or .csv")
-    parser.add_argument("--top", default=1, type=int, help="likeliest labels to print")
+    parser.add_argument("--top", default=1, type=int, help="classifier: likeliest labels to print")
+    parser.add_argument("--beam", default=5, type=int, help="translator: hypotheses kept; 1: the likeliest token")
     parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
     o = parse(parser, args)
     check_layer(o.layer)
     if o.text is not None and o.data is not None:
         raise UsageError("--text and --data exclude each other")
+    if o.top < 1 or o.beam < 1:
+        raise UsageError(f"--top and --beam must be at least 1, got {o.top}, {o.beam}")
     from ..text.predict import predict_lines
 
-    for line in predict_lines(o.checkpoint, o.text, o.data, o.top, o.layer):
+    for line in predict_lines(o.checkpoint, o.text, o.data, o.top, o.beam, o.layer):
         print(line)
     return 0
 

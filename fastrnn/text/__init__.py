@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ClassifyConfig, LmConfig
+    from .config import ClassifyConfig, LmConfig, TranslateConfig
     from .data.corpus import load_corpus
     from .data.tokens import Vocabulary
     from .errors import Interrupted, UserError
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from .sampling import generate
     from .tasks.classify import load_classifier, predict, train_classify
     from .tasks.lm import load_model, train_lm
+    from .tasks.translate import load_translator, train_translate, translate
 
 _WHERE = {
     "ClassifyConfig": "config",
     "LmConfig": "config",
+    "TranslateConfig": "config",
     "load_corpus": "data.corpus",
     "Vocabulary": "data.tokens",
     "Interrupted": "errors",
@@ -40,11 +42,30 @@ _WHERE = {
     "train_classify": "tasks.classify",
     "load_model": "tasks.lm",
     "train_lm": "tasks.lm",
+    "load_translator": "tasks.translate",
+    "train_translate": "tasks.translate",
+    "translate": "tasks.translate",
 }
 
 __all__ = [
-    "ClassifyConfig", "Interrupted", "LanguageModel", "LmConfig", "UserError", "Vocabulary", "evaluate_stream",
-    "generate", "load_classifier", "load_corpus", "load_model", "predict", "train_classify", "train_lm",
+    "ClassifyConfig",
+    "Interrupted",
+    "LanguageModel",
+    "LmConfig",
+    "TranslateConfig",
+    "UserError",
+    "Vocabulary",
+    "evaluate_stream",
+    "generate",
+    "load_classifier",
+    "load_corpus",
+    "load_model",
+    "load_translator",
+    "predict",
+    "train_classify",
+    "train_lm",
+    "train_translate",
+    "translate",
     "unigram_perplexity",
 ]  # fmt: skip
 

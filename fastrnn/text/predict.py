@@ -7,12 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import checkpoint as checkpoints
 from .data.corpus import decode_text, read_bytes
 from .errors import UserError
 
 
-def predict_lines(path: str, text: str | None, data: str | None, top: int, layer: str | None) -> Iterator[str]:
-    """A line for each input: the `top` likeliest labels with their probabilities, or a number."""
+def predict_lines(
+    path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None
+) -> Iterator[str]:
+    """A line for each input: the `top` likeliest labels with their probabilities, or a number, or a translation."""
+    task = checkpoints.load(path)["fastrnn"]["task"]
+    if task == "translate":
+        from .tasks.translate import load_translator, translate
+
+        translator, sides, options = load_translator(path, layer)
+        yield from translate(translator, sides, read_lines(text, data), beam, options.length_penalty)
+        return
+    if task == "lm":
+        raise UserError(f"{path}: a language model; fastrnn generate draws text from it")
     from .data.series import read_series
     from .tasks.classify import load_classifier, predict
 
@@ -25,7 +37,7 @@ def predict_lines(path: str, text: str | None, data: str | None, top: int, layer
     else:
         contents = [read_series(read_bytes(existing(data)), data)]
     for found in predict(model, encoder, contents, config):
-        pairs = list(found.items())[: max(top, 1)]
+        pairs = list(found.items())[:top]
         yield f"{pairs[0][1]:.6g}" if "value" in found else "\t".join(f"{label}\t{p:.4f}" for label, p in pairs)
 
 

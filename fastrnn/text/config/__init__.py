@@ -7,5 +7,6 @@ model and data. The command line and YAML files are made from the same fields, s
 from .classify import ClassifyConfig
 from .lm import LmConfig
 from .run import RunConfig, resumed
+from .translate import TranslateConfig
 
-__all__ = ["ClassifyConfig", "LmConfig", "RunConfig", "resumed"]
+__all__ = ["ClassifyConfig", "LmConfig", "RunConfig", "TranslateConfig", "resumed"]

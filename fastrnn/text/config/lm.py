@@ -34,7 +34,7 @@ class LmConfig(RunConfig):
     alpha: float = option(0.0, "AR: penalty on the mean square of outputs")
     beta: float = option(0.0, "TAR: penalty on the mean square of the outputs' change from step to step")
     tied: bool = option(False, "share the embedding with the output layer; last layer and embedding have one size")
-    cutoffs: list[int] | None = option(None, "adaptive softmax: clusters of rarer tokens begin at [2000,10000]")  # noqa: RUF009
+    cutoffs: list[int] | None = option(None, "adaptive softmax: clusters of rarer tokens begin at [2000,10000]")
     init_range: float = option(0.0, "draw all weights from U(-a, a); 0: PyTorch's initialisation")
     batch_size: int = option(16, "columns that the text is cut into, over all processes")
     bptt: int = option(64, "steps of truncated back-propagation")

@@ -14,7 +14,7 @@ POOL = 50  # batches within whose examples those of like length are put together
 
 
 class BucketLoader:
-    """Iterates `collate(indices, total)`: the indices of a batch that fall to this process, and the batch's size.
+    """Iterates `collate(own, whole)`: the indices of a batch that fall to this process, and all of the batch's.
 
     Args:
         lengths: of the examples; a batch holds examples of like length, so that little is padded.
@@ -25,7 +25,7 @@ class BucketLoader:
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, collate: Callable[[list[int], int], Any],
+        self, lengths: Sequence[int], batch_size: int, collate: Callable[[list[int], list[int]], Any],
         shuffle: bool = True, seed: int = 0, least: int = 1,
     ) -> None:  # fmt: skip
         self.lengths, self.batch_size, self.collate = list(lengths), batch_size, collate
@@ -46,7 +46,7 @@ class BucketLoader:
             batch = batches[number]
             own = batch[distributed.share(len(batch))]
             if own:
-                yield self.collate(own, len(batch))
+                yield self.collate(own, batch)
 
     def order(self) -> list[list[int]]:
         """The batches of this pass."""

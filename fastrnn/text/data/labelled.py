@@ -117,9 +117,9 @@ class Encoded:
             raise UserError(f"{len(lengths)} training examples are too few for {least} processes")
         return BucketLoader(lengths, config.batch_size, self.collate, shuffle, config.seed, least)
 
-    def collate(self, indices: list[int], total: int) -> Batch:
-        x, lengths = pad([self.inputs[i] for i in indices])
-        return Batch(x, lengths, self.targets[indices], total)
+    def collate(self, own: list[int], whole: list[int]) -> Batch:
+        x, lengths = pad([self.inputs[i] for i in own])
+        return Batch(x, lengths, self.targets[own], len(whole))
 
     def mark(self) -> str:
         """Tells whether two runs see the same examples."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_WHERE = {"lm": "LmTask", "classify": "ClassifyTask"}
+_WHERE = {"lm": "LmTask", "classify": "ClassifyTask", "translate": "TranslateTask"}
 
 
 def find_task(name: str) -> Any:

@@ -201,7 +201,7 @@ def predict(
     for start in range(0, len(inputs), batch_size):
         data = Encoded([x[: config.max_length or None] for x in inputs[start : start + batch_size]], torch.zeros(0), 0)
         count = len(data.inputs)
-        batch = Encoded(data.inputs, torch.zeros(count), 0).collate(list(range(count)), count)
+        batch = Encoded(data.inputs, torch.zeros(count), 0).collate(list(range(count)), list(range(count)))
         outputs = model(batch.x, batch.lengths)
         if encoder.labels:
             for row in outputs.softmax(1).tolist():
