@@ -45,7 +45,7 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention", "concat"])
 def test_layers_and_ways_of_batching_agree_and_padding_does_not_matter(cell, pooling):
     base = ClassifyConfig(cell=cell, pooling=pooling, emb_size=5, hidden_size=19, layers=2, dropout=0.0)
     models = {}
@@ -69,6 +69,7 @@ def test_pooling_by_hand():
         part = y[:n, i]
         h = torch.randn(4, 5, 2, dtype=torch.float64)
         expected = {"mean": part.mean(0), "max": part.amax(0), "last": torch.cat([h[2, i], h[3, i]])}
+        expected["concat"] = torch.cat([expected["last"], expected["max"], expected["mean"]])
         for kind, value in expected.items():
             torch.testing.assert_close(Pooling(kind, 4)(y, (h, h), lengths)[i], value, msg=kind)
         attention = Pooling("attention", 4).double()

@@ -139,8 +139,8 @@ def test_resume_with_everything_random(config, tmp_path, monkeypatch, step):
 
 def test_the_learning_rate_goes_with_the_window(config):
     task = LmTask(dataclasses.replace(config, varied_bptt=True), LmTask.load(config, None))
-    assert task.lr_factor((torch.zeros(8, 4), torch.zeros(8, 4))) == 0.5
-    assert LmTask(config, task.data).lr_factor((torch.zeros(8, 4), torch.zeros(8, 4))) == 1.0
+    assert task.lr_factor((torch.zeros(8, 4), torch.zeros(8, 4)), {}) == 0.5
+    assert LmTask(config, task.data).lr_factor((torch.zeros(8, 4), torch.zeros(8, 4)), {}) == 1.0
 
 
 def test_adaptive_softmax_trains(config):

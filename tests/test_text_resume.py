@@ -6,6 +6,9 @@ import dataclasses
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,7 @@ from fastrnn.text.tasks.lm import LmTask
 __all__ = ["config", "one_thread"]  # fixtures
 
 
+ROOT = Path(__file__).parent.parent
 STEPS = 50  # an epoch of `config`; test_resume_equals_uninterrupted checks it
 
 
@@ -55,6 +59,30 @@ def test_resume_after_a_crash_goes_on_from_the_last_saved_step(config, tmp_path,
         train_lm(config, echo=quiet)
     assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
     train_lm(config, resume="auto", given={"out": config.out}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+def test_resume_after_sigkill(config, tmp_path):
+    """The process ends within a step, with no chance to save or clean up."""
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    code = f"""
+import os, signal, torch
+from fastrnn.text import LmConfig, train_lm
+from fastrnn.text.tasks.lm import LmTask
+torch.set_num_threads(1)
+plain = LmTask.training_step
+def training_step(self, batch, batch_idx):
+    if self.trainer.global_step == {STEPS + 17}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, batch, batch_idx)
+LmTask.training_step = training_step
+train_lm(LmConfig(**{dataclasses.asdict(config) | {"save_every": 10}}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
+    train_lm(config, resume=config.out, echo=quiet)
     assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 

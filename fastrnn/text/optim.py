@@ -13,7 +13,7 @@ from .config import RunConfig
 
 
 def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of `config` over parameter groups; a group's "factor" multiplies its learning rate."""
+    """The optimiser of `config` over parameter groups."""
     c = config
     shared: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay}
     if c.optimizer == "sgd":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint as checkpoints
-from .data.corpus import decode_text, read_bytes
+from .data.files import decode_text, read_bytes
 from .errors import UserError
 
 

@@ -70,6 +70,11 @@ class Task(L.LightningModule):
     # --- what a task implements -----------------------------------------------------------------------------------
 
     @classmethod
+    def configure(cls, config: Any) -> Any:
+        """The configuration of a new run, where files that it names decide some of it."""
+        return config
+
+    @classmethod
     def load(cls, config: Any, saved: dict[str, Any] | None) -> Any:
         """The Data of `config`; the tokenizer is that of `saved`, a checkpoint's head, where there is one."""
         raise NotImplementedError
@@ -120,8 +125,8 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.config, self.parameter_groups())
 
-    def lr_factor(self, batch: Any) -> float:
-        """A task's own factor on the learning rate of this batch."""
+    def lr_factor(self, batch: Any, group: dict[str, Any]) -> float:
+        """A task's own factor on the learning rate of a parameter group at this batch."""
         return 1.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -131,8 +136,7 @@ class Task(L.LightningModule):
             last = min(last, self.config.max_steps)
         factor = schedule(self.config, self.trainer.global_step, self.trainer.current_epoch, last)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.lr * factor * self.plateau_factor * group.get("factor", 1.0)
-            group["lr"] *= self.lr_factor(batch)
+            group["lr"] = self.config.lr * factor * self.plateau_factor * self.lr_factor(batch, group)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

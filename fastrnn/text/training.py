@@ -62,6 +62,8 @@ def train(
     if start is not None:
         saved = checkpoints.load(start, kind.name)["fastrnn"]
         config = resumed(kind.Config(**saved["config"]), given or {})
+    else:
+        config = kind.configure(config)
     check_launch(config, start is not None)
     check_device(config)
     if config.threads:

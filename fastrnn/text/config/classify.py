@@ -40,16 +40,24 @@ class ClassifyConfig(RunConfig):
     hidden_size: int = option(128, "units of a recurrent layer, in each direction")
     layers: int = option(1, "recurrent layers")
     bidirectional: bool = option(True, "run both ways")
-    pooling: Literal["last", "mean", "max", "attention"] = option("max", "what is made of the outputs of all steps")
+    pooling: Literal["last", "mean", "max", "attention", "concat"] = option(
+        "max", "what is made of the outputs of all steps; concat: last, max and mean"
+    )
     batches: Literal["lengths", "packed"] = option("lengths", "how ragged batches reach the layer; torch.nn: packed")
     dropout: float = option(0.3, "dropout on embeddings, between layers and on what was pooled")
     batch_size: int = option(32, "examples of a step, over all processes")
+    pretrained: str | None = option(
+        None, "checkpoint of a language model to start from; its vocabulary, words and network become the classifier's"
+    )
+    unfreeze: int = option(1, "pretrained: epochs until one more layer is trained, output first; 0: all at once")
+    layer_decay: float = option(2.6, "pretrained: factor by which the learning rate falls from a layer to that below")
     compare: int = option(15, "steps timed with each layer, fastrnn and torch.nn, at the end; 0: none", free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "emb_size", "hidden_size", "layers", "batch_size")
-        at_least(self, 0, "compare", "max_length")
+        at_least(self, 0, "compare", "max_length", "unfreeze")
+        at_least(self, 1, "layer_decay")
         below(self, 1, "dropout")
         if not 0 < self.valid_share < 1:
             raise UserError(f"--valid-share must lie in (0, 1), got {self.valid_share}")

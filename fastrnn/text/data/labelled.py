@@ -46,7 +46,8 @@ class Encoder:
     target_std: float = 1.0
 
     @classmethod
-    def build(cls, config: ClassifyConfig, train: list[Example]) -> Encoder:
+    def build(cls, config: ClassifyConfig, train: list[Example], vocabulary: Vocabulary | None = None) -> Encoder:
+        """From the training examples; `vocabulary` is one to keep to."""
         encoder = cls(None, [])
         if config.target == "class":
             encoder.labels = sorted({e.label for e in train})
@@ -55,7 +56,9 @@ class Encoder:
         else:
             numbers = torch.tensor([number(e.label) for e in train], dtype=torch.float64)
             encoder.target_mean, encoder.target_std = numbers.mean().item(), deviation(numbers).item()
-        if config.input == "text":
+        if vocabulary is not None:
+            encoder.vocabulary = vocabulary
+        elif config.input == "text":
             text = "\n".join(e.content.replace("\n", " ") for e in train)
             size = config.vocab_size if config.level == "word" or config.level == "bpe" else None
             encoder.vocabulary = Vocabulary.build(text, config.level, size, Segmenter.from_options(config))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..config import TranslateConfig
 from ..errors import UserError
-from .corpus import read_text, split_of
 from .dates import date_pairs
+from .files import read_text, split_of
 
 Pairs = list[tuple[str, str]]
 TABLES = (".tsv", ".tab", ".tsv.gz", ".tab.gz")

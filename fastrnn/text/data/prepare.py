@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .corpus import decode_text, split_of, text_files
+from .corpus import text_files
+from .files import decode_text, split_of
 from .segment import Segmenter
 from .tokens import Vocabulary
 

@@ -6,18 +6,16 @@ import csv
 import dataclasses
 import io
 import json
-import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
-from .corpus import decode_text, read_bytes, split_of
 from .docstrings import docstrings
+from .files import ARCHIVES, archive_files, decode_text, folder_files, read_bytes, split_of
 
 TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document", "comment", "message", "title", "description")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment", "target", "rating", "stars", "score", "intent")
 UNLABELLED = "unsup"  # IMDB's folder of reviews without a label
@@ -93,22 +91,6 @@ def hold_out(splits: Splits, name: str, share: float) -> None:
 
 
 # --- folders and archives -----------------------------------------------------------------------------------------
-
-
-def folder_files(folder: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield PurePosixPath(path.relative_to(folder).as_posix()), lambda p=path: read_bytes(p)  # type: ignore[misc]
-
-
-def archive_files(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile():
-                    yield PurePosixPath(member.name), lambda m=member: archive.extractfile(m).read()  # type: ignore[misc, union-attr]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def by_folder(

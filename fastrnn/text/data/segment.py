@@ -73,7 +73,7 @@ class Segmenter:
         elif stop == "english":
             found = tuple(sorted(set(ENGLISH.split())))
         else:
-            from .corpus import read_text
+            from .files import read_text
 
             if not Path(stop).exists():
                 raise UserError(f"--stop-words {stop}: neither 'english' nor a file")
@@ -96,7 +96,7 @@ def stop_set(words: tuple[str, ...]) -> frozenset[str]:
 
 @functools.cache
 def stemmer(language: str) -> Any:
-    import snowballstemmer  # type: ignore[import-untyped]
+    import snowballstemmer
 
     known = snowballstemmer.algorithms()
     if language not in known:
@@ -111,7 +111,7 @@ def jieba() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own source text and of pkg_resources
-            import jieba as module  # type: ignore[import-untyped]
+            import jieba as module
     except ModuleNotFoundError:
         raise UserError("Chinese words need jieba: pip install 'fastrnn[zh]', or --level char or bpe") from None
     module.setLogLevel(logging.WARNING)

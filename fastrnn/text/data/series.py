@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .corpus import decode_text, read_bytes, split_of
-from .records import ARCHIVES, Example, Splits, check, hold_out, load_examples
+from .files import ARCHIVES, decode_text, read_bytes, split_of
+from .records import Example, Splits, check, hold_out, load_examples
 
 TABLES = (".csv", ".tsv", ".txt")
 

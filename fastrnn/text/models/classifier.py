@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         size = c.hidden_size * (2 if c.bidirectional else 1)
         self.pool = Pooling(c.pooling, size)
         self.dropout = nn.Dropout(c.dropout)
-        self.output = nn.Linear(size, outputs)
+        self.output = nn.Linear(3 * size if c.pooling == "concat" else size, outputs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, outputs) from x (T, B) int64, or (T, B, features) for series, and lengths (B,), at least 1 each."""
@@ -47,7 +47,8 @@ class Classifier(nn.Module):
 
 
 class Pooling(nn.Module):
-    """One vector of a sequence: "last" state of each direction, "mean", "max", or "attention" over its steps.
+    """One vector of a sequence: "last" state of each direction, "mean", "max" or "attention" over its steps, or
+    "concat", of the last, the maximum and the mean (Howard, Ruder, 2018).
 
     Attention is Bahdanau's with a learned query: a_t = softmax(v tanh(W y_t)).
     """
@@ -60,14 +61,17 @@ class Pooling(nn.Module):
 
     def forward(self, y: Tensor, state: Any, lengths: Tensor) -> Tensor:
         """(B, H) from outputs y (T, B, H) and the state (h, c) or h, each (layers * directions, B, ...)."""
-        if self.kind == "last":
+        beyond = (torch.arange(len(y), device=y.device).unsqueeze(1) >= lengths).unsqueeze(2)  # (T, B, 1)
+        found = []
+        if self.kind in ("last", "concat"):
             h = state[0] if isinstance(state, tuple) else state
             directions = y.shape[2] // h.shape[2]
-            return torch.cat(h[-directions:].unbind(), dim=1)
-        if self.kind == "mean":
-            return y.sum(0) / lengths.unsqueeze(1)
-        beyond = (torch.arange(len(y), device=y.device).unsqueeze(1) >= lengths).unsqueeze(2)  # (T, B, 1)
-        if self.kind == "max":
-            return y.masked_fill(beyond, -torch.inf).amax(0)
+            found += h[-directions:].unbind()
+        if self.kind in ("max", "concat"):
+            found.append(y.masked_fill(beyond, -torch.inf).amax(0))
+        if self.kind in ("mean", "concat"):
+            found.append(y.sum(0) / lengths.unsqueeze(1))
+        if found:
+            return torch.cat(found, dim=1)
         weights: Tensor = self.score(y).masked_fill(beyond, -torch.inf).softmax(0)
         return (weights * y).sum(0)

@@ -18,6 +18,7 @@ from ..data.labelled import Batch, Encoded, Encoder, encode, read_splits
 from ..distributed import world
 from ..models.classifier import Classifier
 from ..plots import draw_matrix
+from ..pretrained import adopt, layer_groups, start_from, vocabulary_of
 from ..runs import BEST
 from ..scores import Scores, class_scores, number_scores
 from ..task import Data, Echo, Result, Task, add
@@ -28,6 +29,7 @@ from ..training import train
 class ClassifyData(Data):
     encoder: Encoder
     splits: dict[str, Encoded]
+    resumed: bool
 
 
 @dataclasses.dataclass
@@ -51,14 +53,36 @@ class ClassifyTask(Task):
     def __init__(self, config: ClassifyConfig, data: ClassifyData) -> None:
         super().__init__(config, data)
         self.model = Classifier(config, data.encoder.inputs, data.encoder.outputs)
+        if config.pretrained is not None and not data.resumed:
+            start_from(self.model, config.pretrained)
+
+    @classmethod
+    def configure(cls, config: ClassifyConfig) -> ClassifyConfig:
+        return config if config.pretrained is None else adopt(config, config.pretrained)
 
     @classmethod
     def load(cls, config: ClassifyConfig, saved: dict[str, Any] | None) -> ClassifyData:
         name, splits = read_splits(config, config.data)
-        encoder = Encoder.from_state(saved["tokenizer"]) if saved else Encoder.build(config, splits["train"])
+        if saved:
+            encoder = Encoder.from_state(saved["tokenizer"])
+        else:
+            vocabulary = None if config.pretrained is None else vocabulary_of(config.pretrained)
+            encoder = Encoder.build(config, splits["train"], vocabulary)
         encoded = {split: encode(encoder, config, found, f"{name} ({split})") for split, found in splits.items()}
         train, valid = encoded["train"].loader(config, True), encoded["valid"].loader(config, False)
-        return ClassifyData(name, encoded["train"].mark(), encoder.state(), train, valid, encoder, encoded)
+        mark = encoded["train"].mark()
+        return ClassifyData(name, mark, encoder.state(), train, valid, encoder, encoded, saved is not None)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group, or of a pretrained model one for each layer, the output (depth 0) first."""
+        return super().parameter_groups() if self.config.pretrained is None else layer_groups(self.model)
+
+    def lr_factor(self, batch: Batch, group: dict[str, Any]) -> float:
+        depth, unfreeze = group.get("depth", 0), self.config.unfreeze
+        if self.trainer.current_epoch < depth * unfreeze:
+            return 0.0
+        decay: float = self.config.layer_decay**-depth
+        return decay
 
     def describe(self) -> list[str]:
         c, encoder, splits = self.config, self.data.encoder, self.data.splits
@@ -71,6 +95,8 @@ class ClassifyTask(Task):
             f"{self.data.name}: {sizes} examples, {what}, {tokens}",
             f"{c.layers} x {c.hidden_size} {both}{c.cell.upper()} ({c.layer}), {parameters:,} parameters",
         ]
+        if c.pretrained is not None:
+            lines.append(f"starting from the language model {c.pretrained}")
         if cut := sum(s.cut for s in splits.values()):
             lines.append(f"{cut:,} sequences longer than {c.max_length} were cut there (--max-length)")
         if encoder.labels:

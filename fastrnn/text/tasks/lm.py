@@ -109,7 +109,7 @@ class LmTask(Task):
         loss: Tensor = summed / targets.numel() + penalty
         return loss
 
-    def lr_factor(self, batch: tuple[Tensor, Tensor]) -> float:
+    def lr_factor(self, batch: tuple[Tensor, Tensor], group: dict[str, Any]) -> float:
         return len(batch[0]) / self.config.bptt if self.config.varied_bptt else 1.0
 
     def on_validation_epoch_start(self) -> None:
