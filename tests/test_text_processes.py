@@ -89,6 +89,22 @@ def test_a_signal_to_one_process_stops_both_and_the_run_resumes_exactly(two, nam
     assert len(metrics) == 2, "two sittings, and one process that writes"
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_sharded_weights_give_the_same_losses_and_whole_checkpoints(two, name):
+    histories = json.loads((two / "histories.json").read_text())
+    for row, sharded in zip(histories[name], histories[f"fsdp-{name}"], strict=True):
+        for key in row.keys() - {"tokens_per_s"}:
+            assert sharded[key] == pytest.approx(row[key], rel=1e-4), key
+    saved = {kind: checkpoints.load(two / f"{kind}-{name}" / "last.ckpt") for kind in ("two", "fsdp")}
+    assert saved["two"]["state_dict"].keys() == saved["fsdp"]["state_dict"].keys()
+    for key, weight in saved["two"]["state_dict"].items():
+        torch.testing.assert_close(saved["fsdp"]["state_dict"][key], weight, rtol=0, atol=1e-3, msg=key)
+
+
+def test_a_sharded_run_resumes_exactly(two):
+    assert_identical(final_state(two / "fsdp-resumed"), final_state(two / "fsdp-lm"))
+
+
 def test_another_number_of_processes_is_refused(two):
     with pytest.raises(UserError, match="--devices 1 differs from the 2 of the run to be resumed"):
         train_lm(configs(two)["lm"][0], resume=str(two / "whole-lm"), given={"devices": 1}, echo=quiet)
@@ -97,7 +113,7 @@ def test_another_number_of_processes_is_refused(two):
 
 def test_processes_that_the_command_starts_itself(two, tmp_path):
     line = f"train lm --data {two}/text.txt --batch-size 4 --bptt 16 --emb-size 8 --hidden-size 12 --lr 0.02 --epochs 2"
-    line += " --dropout 0 --device cpu --devices 2 --compare 0 --sample 0 --report false"
+    line += " --dropout 0 --schedule constant --device cpu --devices 2 --compare 0 --sample 0 --report false"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "fastrnn.cli", *line.split()]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

@@ -25,7 +25,7 @@ from fastrnn.text import (
 from fastrnn.text.tasks import find_task
 
 SHARED = {"device": "cpu", "compare": 0, "report": False, "progress": False, "epochs": 2, "devices": 2, "emb_size": 8,
-          "hidden_size": 12, "lr": 0.02}  # fmt: skip
+          "hidden_size": 12, "lr": 0.02, "schedule": "constant"}  # fmt: skip
 STOP_AT = {"lm": 33, "classify": 7, "translate": 12}  # a step within an epoch
 
 
@@ -63,6 +63,13 @@ def main(folder: Path) -> None:
         result = train(dataclasses.replace(config, out=f"{folder}/two-{name}"), echo=lambda line: None)
         if result is not None:
             histories[name] = result.history
+    for name, (config, train) in configs(folder, dropout=0.0, strategy="fsdp").items():
+        result = train(dataclasses.replace(config, out=f"{folder}/fsdp-{name}"), echo=lambda line: None)
+        if result is not None:
+            histories[f"fsdp-{name}"] = result.history
+    sharded = configs(folder, dropout=0.0, strategy="fsdp", out=f"{folder}/fsdp-resumed", max_steps=33)["lm"]
+    sharded[1](sharded[0], echo=lambda line: None)
+    sharded[1](sharded[0], resume=f"{folder}/fsdp-resumed", given={"max_steps": -1}, echo=lambda line: None)
     for name, (config, train) in configs(folder, dropout=0.3).items():
         train(dataclasses.replace(config, out=f"{folder}/whole-{name}"), echo=lambda line: None)
         undo, config = interrupt(name, STOP_AT[name]), dataclasses.replace(config, out=f"{folder}/stopped-{name}")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from . import checkpoint as checkpoints
 from .config import RunConfig
@@ -51,6 +52,7 @@ class Result:
 class Task(L.LightningModule):
     """A task sets `name` and `Config` and implements the methods that raise NotImplementedError."""
 
+    model: Any  # the network, made by the task's own __init__
     name: ClassVar[str]
     Config: ClassVar[type[RunConfig]]
 
@@ -64,6 +66,7 @@ class Task(L.LightningModule):
         self.train_sums: dict[str, Any] = {}  # of this process in this epoch: "loss", "count", and the task's own
         self.valid_sums: dict[str, Any] = {}
         self.clock, self.sitting, self.sitting_seconds = time.perf_counter(), 0.0, 0.0  # tokens since `clock`
+        self.sharded = False
         self._rng: dict[str, Tensor] | None = None
         self._evaluated: AbstractContextManager[None] = nullcontext()
 
@@ -122,6 +125,14 @@ class Task(L.LightningModule):
     def validated(self, **sums: Any) -> None:
         add(self.valid_sums, sums)
 
+    def configure_model(self) -> None:
+        """Lightning calls this when the processes have found each other, and again for each loop."""
+        if self.config.strategy == "fsdp" and not self.sharded:
+            from .sharding import shard
+
+            shard(self.model, self.device_mesh)
+            self.sharded = True
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.config, self.parameter_groups())
 
@@ -144,7 +155,7 @@ class Task(L.LightningModule):
         """Clips, after the scaler of fp16 has been taken off, and logs the norm before it."""
         largest = self.config.clip or math.inf
         norm = nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], largest)
-        self.log("grad_norm", norm, batch_size=1)
+        self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, batch_size=1)
 
     # --- an epoch -------------------------------------------------------------------------------------------------
 

@@ -148,6 +148,8 @@ def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="lightning.pytorch.utilities._pytree")
         # The task has already summed over processes what it logs.
         warnings.filterwarnings("ignore", ".*It is recommended to use .*sync_dist=True")
+        # A linear layer's output over time is a view, and nothing edits it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         ckpt = None if resume is None else str(resume)
         trainer.fit(task, data.train, data.valid, ckpt_path=ckpt, weights_only=True)
 
@@ -179,7 +181,11 @@ def loggers(config: RunConfig, folder: Path) -> list[Any]:
 
 
 def strategy(config: RunConfig) -> Any:
-    """Lightning's strategy for `config`: one process, or DDP."""
+    """Lightning's strategy for `config`: one process, DDP, or FSDP2."""
+    if config.strategy == "fsdp":
+        from .sharding import ShardedStrategy
+
+        return ShardedStrategy(config.world)
     return "ddp" if config.world > 1 or config.strategy == "ddp" else "auto"
 
 
@@ -196,5 +202,7 @@ def check_device(config: RunConfig) -> None:
         raise UserError(f"--device must be one of {', '.join(present)}, got {device}")
     if not present[device]:
         raise UserError(f"--device {device}: torch finds no such device on this machine")
+    if config.precision == "fp16" and config.strategy == "fsdp":
+        raise UserError("--strategy fsdp trains in fp32 or bf16, not --precision fp16")
     if config.precision == "fp16" and not (present["cuda"] and device in ("auto", "cuda")):
         raise UserError("--precision fp16 trains on CUDA devices only; --precision bf16 trains on the CPU, too")

@@ -47,7 +47,9 @@ class RunConfig:
     device: str = option("auto", "auto, cpu, cuda or mps", free=True)
     devices: int = option(1, "processes on each machine, one device each")
     nodes: int = option(1, "machines")
-    strategy: Literal["auto", "ddp"] = option("auto", "how processes share the work; auto: ddp where several")
+    strategy: Literal["auto", "ddp", "fsdp"] = option(
+        "auto", "how processes share the work; auto: ddp where several; fsdp: the weights are shared out, too"
+    )
     out: str | None = option(
         None, "folder of the run; the first free of runs/TASK-001, -002, ... by default", free=True
     )
