@@ -49,18 +49,10 @@ def beam_search(
         best, index = totals.topk(min(2 * beam, totals.shape[1]), dim=1)
         parents, chosen = [], []
         for b, (values, places) in enumerate(zip(best.tolist(), index.tolist(), strict=True)):
-            kept: list[tuple[int, int, float]] = []
-            for rank, (value, place) in enumerate(zip(values, places, strict=True)):
-                row, token = divmod(place, choices)
-                if value == -torch.inf:
-                    break
-                if token != model.end:
-                    kept.append((row, token, value))
-                elif rank < beam and len(ended[b]) < beam:
-                    ended[b].append(Hypothesis(prefixes[b][row], value / length**penalty))
-                if len(kept) == beam:
-                    break
-            kept += [(0, 0, -torch.inf)] * (beam - len(kept))
+            candidates = [(*divmod(place, choices), value) for value, place in zip(values, places, strict=True)]
+            kept, ending = choose(candidates, beam, model.end)
+            for row, value in ending[: beam - len(ended[b])]:
+                ended[b].append(Hypothesis(prefixes[b][row], value / length**penalty))
             prefixes[b] = [[*prefixes[b][row], token] for row, token, _ in kept]
             scores[b] = torch.tensor([value for *_, value in kept], device=device)
             parents += [b * beam + row for row, *_ in kept]
@@ -70,3 +62,14 @@ def beam_search(
         tokens = torch.tensor([chosen], device=device)
         state = select_state(state, torch.tensor(parents, device=device))
     return [max(found, key=lambda h: h.score) for found in ended]
+
+
+def choose(
+    candidates: list[tuple[int, int, float]], beam: int, end: int
+) -> tuple[list[tuple[int, int, float]], list[tuple[int, float]]]:
+    """Of one source's candidates (row, token, score), best first: the `beam` that go on, filled up with impossible
+    ones, and the (row, score) of those among the best `beam` that end."""
+    possible = [candidate for candidate in candidates if candidate[2] > -torch.inf]
+    kept = [candidate for candidate in possible if candidate[1] != end][:beam]
+    ending = [(row, score) for row, token, score in possible[:beam] if token == end]
+    return kept + [(0, 0, -torch.inf)] * (beam - len(kept)), ending

@@ -58,12 +58,8 @@ def train(
     start = None if resume is None else resume_path(resume, config.out)
     if resume is not None and start is None:
         say(f"nothing to resume in {config.out}: starting from the beginning")
-    saved = None
-    if start is not None:
-        saved = checkpoints.load(start, kind.name)["fastrnn"]
-        config = resumed(kind.Config(**saved["config"]), given or {})
-    else:
-        config = kind.configure(config)
+    saved = None if start is None else checkpoints.load(start, kind.name)["fastrnn"]
+    config = resumed(kind.Config(**saved["config"]), given or {}) if saved else kind.configure(config)
     check_launch(config, start is not None)
     check_device(config)
     if config.threads:
