@@ -226,6 +226,19 @@ def test_missing_extra_is_named(monkeypatch, capsys):
     assert "needs jsonargparse: pip install 'fastrnn[train]'" in capsys.readouterr().err
 
 
+def test_a_disk_that_refuses_is_one_line(run, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastrnn.text.report.write_report", full)
+    line = f"train lm --data {run}/text.txt --out {tmp_path}/run {SMALL} --sample 0 --max-steps 2"
+    threads = torch.get_num_threads()
+    assert main(line.split()) == 2
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().err == "fastrnn train lm: error: [Errno 28] No space left on device\n"
+    assert (tmp_path / "run" / "best.ckpt").exists()
+
+
 def test_imports_stay_lazy():
     heavy = ["lightning", "jsonargparse", "tokenizers", "yaml", "matplotlib", "sacrebleu", "jieba"]
     code = "import sys, fastrnn, fastrnn.cli, fastrnn.text; fastrnn.cli.main(['--help']);"

@@ -58,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..text.errors import Interrupted, UserError
 
         if isinstance(error, Interrupted):
-            print(f"\nfastrnn {name}: {error}", file=sys.stderr)
+            if not error.silent:
+                print(f"\nfastrnn {name}: {error}", file=sys.stderr)
             return 128 + error.signum
-        if isinstance(error, UserError):
+        if isinstance(error, (UserError, OSError)):  # a full disk, a folder without permission
             return fail(f"fastrnn {name}", error)
         raise
 

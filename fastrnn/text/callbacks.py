@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from .distributed import largest
+from .distributed import is_first, largest
 from .errors import Interrupted, UserError
 from .optim import averaged, stale_epochs
 from .runs import BEST, LAST
@@ -134,7 +134,7 @@ class Saver(Callback):
             raise UserError(f"{self.folder / name}: cannot be written: {error}; what was there is kept") from error
 
     def stop(self, signum: int, where: str) -> None:
-        raise Interrupted(str(self.folder / LAST), where, signum)
+        raise Interrupted(str(self.folder / LAST), where, signum, silent=not is_first())
 
 
 class ProgressBar(TQDMProgressBar):

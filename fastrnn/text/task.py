@@ -116,13 +116,23 @@ class Task(L.LightningModule):
 
     def trained(self, tokens: int, **sums: float) -> None:
         """Accounts for a training batch: its `sums` ("loss" and "count" at least) and its tokens."""
+        self.check_finite("training", sums["loss"])
         add(self.train_sums, sums)
         self.sitting += tokens * world()
         self.log("train_loss", sums["loss"] / max(sums["count"], 1), prog_bar=True, batch_size=1)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         self.log("tokens_per_s", self.sitting / max(time.perf_counter() - self.clock, 1e-9), batch_size=1)
 
+    def check_finite(self, what: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            where = f"epoch {self.trainer.current_epoch + 1}, step {self.trainer.global_step}"
+            raise UserError(
+                f"the {what} loss is {loss} in {where}: try a lower --lr or --clip; {self.config.out} keeps the "
+                "checkpoints from before"
+            )
+
     def validated(self, **sums: Any) -> None:
+        self.check_finite("validation", sums["loss"])
         add(self.valid_sums, sums)
 
     def configure_model(self) -> None:
