@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -14,13 +15,18 @@ import yaml
 
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from fastrnn.cli import main, presets
+import fastrnn.text
+from fastrnn.cli import main
+from fastrnn.cli.parser import PRESETS as PACKAGED
+from fastrnn.cli.parser import presets
+from fastrnn.cli.text import TASKS
 from fastrnn.text import LmConfig
 from fastrnn.text.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"{i}: the quick brown fox jumps over the lazy dog, {i * 7 % 13} times.\n" for i in range(60))
 SMALL = "--hidden-size 12 --emb-size 8 --batch-size 4 --bptt 16 --epochs 1 --compare 0 --device cpu --threads 1"
+WORDS, LABELS = (["cat", "dog", "fur", "paw"], ["sea", "tide", "salt", "wave"]), ("pets", "ocean")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,10 @@ def run(tmp_path_factory):
         main(["train", "lm", "--data", f"{folder}/text.txt", "--out", f"{folder}/run", *SMALL.split(), "--sample=9"])
         == 0
     )
+    rows = [f"{' '.join(WORDS[i % 2][: 2 + i % 3])} {i % 7},{LABELS[i % 2]}" for i in range(60)]
+    (folder / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    line = f"train classify --data {folder}/data.csv --out {folder}/classify {SMALL} --lr 0.05"
+    assert main(line.replace("--bptt 16", "").replace("--epochs 1", "--epochs 4").split()) == 0
     torch.set_num_threads(threads)
     return folder
 
@@ -44,6 +54,8 @@ def test_train_leaves_checkpoints_configuration_metrics_and_sample(run):
         "config.yaml",
         "metrics",
         "sample.txt",
+        "curves.png",
+        "report.html",
     }
     saved = yaml.safe_load((run / "run" / "config.yaml").read_text())
     assert LmConfig(**saved).hidden_size == 12
@@ -56,6 +68,25 @@ def test_evaluate(run, capsys):
     assert "bits per character" in first
     assert first.endswith(f"over {len(TEXT) - 1:,} tokens")
     assert second.startswith("0.00% of the tokens are <unk>")
+
+
+def test_evaluate_and_predict_with_a_classifier(run, tmp_path, capsys, monkeypatch):
+    checkpoint = ["--checkpoint", f"{run}/classify/best.ckpt"]
+    assert main(["evaluate", *checkpoint, "--data", f"{run}/data.csv"]) == 0
+    first, *classes = capsys.readouterr().out.splitlines()
+    assert "accuracy 100.00%, macro-F1 1.0000" in first
+    assert classes == ["  ocean: F1 1.0000, 30 examples", "  pets: F1 1.0000, 30 examples"]
+    assert main(["predict", *checkpoint, "--text", "dog fur paw", "--top", "2"]) == 0
+    label, p, other, q = capsys.readouterr().out.split()
+    assert (label, other) == ("pets", "ocean")
+    assert float(p) + float(q) == pytest.approx(1, abs=2e-4)
+    (tmp_path / "lines.txt").write_text("sea salt\ncat dog\n")
+    assert main(["predict", *checkpoint, "--data", f"{tmp_path}/lines.txt"]) == 0
+    by_file = capsys.readouterr().out
+    assert [line.split()[0] for line in by_file.splitlines()] == ["ocean", "pets"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"sea salt\ncat dog\n")))
+    assert main(["predict", *checkpoint, "--layer", "torch"]) == 0
+    assert capsys.readouterr().out == by_file
 
 
 def test_generate_is_determined_by_its_seed(run, capsys):
@@ -80,23 +111,41 @@ def test_config_file_preset_and_options_in_order(tmp_path, capsys):
     assert set(LmConfig.__dataclass_fields__) <= set(printed)
 
 
-@pytest.mark.parametrize("name", presets())
-def test_presets_are_valid(name):
+PRESETS = [(task, name) for task in TASKS for name in presets(task)]
+
+
+@pytest.mark.parametrize(("task", "name"), PRESETS)
+def test_presets_are_valid(task, name):
     """Each value of the file passes the configuration's checks and arrives; another name or value would not."""
-    values = yaml.safe_load((ROOT / "fastrnn" / "text" / "configs" / f"{name}.yaml").read_text())
-    config = LmConfig(**values)
+    values = yaml.safe_load((PACKAGED / task / f"{name}.yaml").read_text())
+    kind = getattr(fastrnn.text, TASKS[task].config)
+    config = kind(**values)
     assert values
     assert {key: getattr(config, key) for key in values} == values
-    assert config != LmConfig(), "a preset that presets nothing"
+    assert config != kind(), "a preset that presets nothing"
     for wrong in ({"hiden_size": 3}, {"dropout": 2.0}):
         with pytest.raises((TypeError, UserError)):
-            LmConfig(**{**values, **wrong})
+            kind(**{**values, **wrong})
 
 
 BAD = [
     ("", "usage"),
     ("trian lm", "unknown command 'trian', did you mean 'train'?"),
-    ("train", "train what? There is: lm"),
+    ("train", "train what? There is: "),
+    ("train classify --data {tmp}/none.csv", "none.csv: no such file or folder"),
+    ("train classify --data {run}/text.txt", "text.txt: neither a folder nor one of .csv, .tsv, .jsonl"),
+    ("train classify --data {run}/data.csv --text-column body", "no column 'body'; there are: text, label"),
+    ("train translate --data {tmp}/none.tsv", "none.tsv: no such file or folder"),
+    ("train translate --source de", "--source and --target go together"),
+    ("train translate --data {run}/text.txt", "line 1 has 1 columns"),
+    ("predict --checkpoint {run}/classify/best.ckpt --text x --beam 0", "--top and --beam must be at least 1"),
+    ("train classify --pooling min", "--pooling: expected one of last, mean, max, attention, concat, got min"),
+    ("train classify --stem klingon", "--stem klingon: there are: "),
+    ("predict --checkpoint {run}/run/best.ckpt --text x", "a language model; fastrnn generate draws"),
+    ("predict --checkpoint {run}/classify/best.ckpt --data {tmp}/none", "none: no such file"),
+    ("predict --checkpoint {run}/classify/best.ckpt --text x --data y", "--text and --data exclude each other"),
+    ("predict --checkpoint {run}/classify/best.ckpt --data {tmp}/empty.txt", "empty.txt: no line of text"),
+    ("generate --checkpoint {run}/classify/best.ckpt", "a checkpoint of task classify, not lm"),
     ("train lmm", "did you mean 'lm'?"),
     ("train lm --hiden-size 3", "unknown option --hiden-size, did you mean '--hidden-size'?"),
     ("train lm stray", "unknown argument stray"),
@@ -104,7 +153,7 @@ BAD = [
     ("train lm --lr fast", "--lr: expected float, got fast"),
     ("train lm --layers 1.5", "--layers: expected int, got 1.5"),
     ("train lm --dropout 2", "--dropout must lie in [0, 1), got 2.0"),
-    ("train lm --preset none", "there are: ptb-small"),
+    ("train lm --preset none", "there are: awd-ptb, ptb-small"),
     ("train lm --config {tmp}/none.yaml", "--config: File does not exist"),
     (
         "train lm --config {tmp}/typo.yaml",
@@ -158,15 +207,17 @@ def test_help_and_info(capsys):
     assert str(torch.__version__) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["train lm", "evaluate", "generate"])
+@pytest.mark.parametrize("line", [*(f"train {task}" for task in TASKS), "evaluate", "generate", "predict"])
 def test_every_option_is_explained(line, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([*line.split(), "--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
-    if line == "train lm":
-        assert all(f"--{name.replace('_', '-')}" in text for name in LmConfig.__dataclass_fields__)
-    assert "examples:" in text or line != "train lm"
+    task = line.partition(" ")[2]
+    if task:
+        fields = getattr(fastrnn.text, TASKS[task].config).__dataclass_fields__
+        assert all(f"--{name.replace('_', '-')}" in text for name in fields)
+        assert "examples:" in text
 
 
 def test_missing_extra_is_named(monkeypatch, capsys):
@@ -175,8 +226,21 @@ def test_missing_extra_is_named(monkeypatch, capsys):
     assert "needs jsonargparse: pip install 'fastrnn[train]'" in capsys.readouterr().err
 
 
+def test_a_disk_that_refuses_is_one_line(run, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastrnn.text.report.write_report", full)
+    line = f"train lm --data {run}/text.txt --out {tmp_path}/run {SMALL} --sample 0 --max-steps 2"
+    threads = torch.get_num_threads()
+    assert main(line.split()) == 2
+    torch.set_num_threads(threads)
+    assert capsys.readouterr().err == "fastrnn train lm: error: [Errno 28] No space left on device\n"
+    assert (tmp_path / "run" / "best.ckpt").exists()
+
+
 def test_imports_stay_lazy():
-    heavy = ["lightning", "jsonargparse", "tokenizers", "yaml"]
+    heavy = ["lightning", "jsonargparse", "tokenizers", "yaml", "matplotlib", "sacrebleu", "jieba"]
     code = "import sys, fastrnn, fastrnn.cli, fastrnn.text; fastrnn.cli.main(['--help']);"
     code += f"print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

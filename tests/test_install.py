@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", ".ci")
+FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", "examples", ".ci")
 GENERATED = {".pyc", ".so"}
 # An editable install of fastrnn in this environment would lend its files to the one under test.
 NOT_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
@@ -98,6 +98,8 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
     assert sorted(requires) == ["numpy", "torch>=2.8"]
     assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {
         "train",
+        "zh",
+        "tensorboard",
         "test",
         "plot",
         "privacy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tarfile
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ pytest.importorskip("tokenizers", reason="needs the extra [train]")
 
 from fastrnn.text import UserError, Vocabulary, load_corpus
 from fastrnn.text.data.corpus import builtin_text, load_text
-from fastrnn.text.data.stream import IGNORE, BpttLoader, batchify
+from fastrnn.text.data.stream import IGNORE, BpttLoader
 
 TEXT = "the cat sat\non the mat\n\nnaïve ☃ 漢字 — the end\n"
 
@@ -34,6 +35,27 @@ def test_folder_without_named_splits_is_read_in_order_of_names(tmp_path):
     corpus = load_corpus(str(tmp_path))
     assert corpus.train + corpus.valid == "aa\n" * 10 + "\n" + "bb\n" * 10
     assert corpus.test is None
+
+
+def test_folders_and_archives_of_texts_by_split(tmp_path):
+    """IMDB's layout as text for a language model: the training reviews, those without a label too."""
+    for split in ("train", "test"):
+        for label in ("pos", "unsup"):
+            (tmp_path / "a" / split / label).mkdir(parents=True)
+            (tmp_path / "a" / split / label / "0_7.txt").write_text(f"{split} {label} " * 20 + "\n")
+    (tmp_path / "a" / "train" / "bow.feat").write_text("not text")
+    (tmp_path / "a" / "README").write_text("not data")
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "a", "aclImdb")
+    for name in ("a", "a.tar.xz"):
+        corpus = load_corpus(str(tmp_path / name))
+        assert sorted((corpus.train + corpus.valid).split()) == sorted(["train", "pos", "train", "unsup"] * 20)
+        assert corpus.test.split()[:2] == ["test", "pos"]
+        assert load_text(str(tmp_path / name), "test") == corpus.test
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(tmp_path / "a" / "README", "README")
+    with pytest.raises(UserError, match=r"holds no \.txt file"):
+        load_corpus(str(tmp_path / "b.tar"))
 
 
 def test_file_is_cut_at_a_line_with_a_tenth_for_validation(tmp_path):
@@ -138,7 +160,8 @@ def test_bpe_too_small():
 @pytest.mark.parametrize(("n", "batch_size"), [(13, 3), (14, 3), (2, 1), (29, 7), (5, 8)])
 def test_padded_batches_hold_every_target_once(n, batch_size):
     ids = torch.arange(100, 100 + n)
-    inputs, targets = batchify(ids, batch_size, pad=True)
+    (window,) = BpttLoader(ids, batch_size, 1000, pad=True)
+    inputs, targets = window
     real = targets.t().flatten() != IGNORE
     assert torch.equal(targets.t().flatten()[real], ids[1:])
     assert torch.equal(inputs.t().flatten()[real], ids[:-1])

@@ -26,7 +26,7 @@ from fastrnn.text import (
 )
 from fastrnn.text import checkpoint as checkpoints
 from fastrnn.text.models.lm import detach
-from fastrnn.text.training import schedule
+from fastrnn.text.optim import schedule
 
 __all__ = ["config", "one_thread"]  # fixtures
 

@@ -6,13 +6,15 @@ import dataclasses
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 
-from text_support import TEXT, config, one_thread, quiet
+from text_support import TEXT, assert_identical, at_step, config, final_state, one_thread, quiet
 
 from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
 from fastrnn.text import checkpoint as checkpoints
@@ -21,50 +23,7 @@ from fastrnn.text.tasks.lm import LmTask
 __all__ = ["config", "one_thread"]  # fixtures
 
 
-def final_state(folder) -> dict:
-    """What must be equal bit for bit: weights, optimiser, RNG, carried state, and losses of every epoch."""
-    saved = checkpoints.load(folder / "last.ckpt")
-    run = saved["fastrnn"]["run"]
-    history = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run["history"]]
-    return {
-        "weights": saved["state_dict"],
-        "optimizer": saved["optimizer_states"],
-        "rng": run["rng"],
-        "extra": run["extra"],
-        "history": history,
-        "step": saved["global_step"],
-    }
-
-
-def assert_identical(a, b, where="checkpoint"):
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_identical(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def at_step(monkeypatch, step: int, action) -> None:
-    """Calls `action` once, in the course of training step number `step` (from 0)."""
-    plain, done = LmTask.training_step, []
-
-    def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == step and not done:
-            done.append(True)
-            action()
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(LmTask, "training_step", training_step)
-
-
+ROOT = Path(__file__).parent.parent
 STEPS = 50  # an epoch of `config`; test_resume_equals_uninterrupted checks it
 
 
@@ -78,7 +37,7 @@ def test_resume_equals_uninterrupted(config, tmp_path, monkeypatch, step, signum
     expected = final_state(tmp_path / "whole")
     assert expected["step"] == 2 * STEPS
     handler = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in a shell's background
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signum))
+    at_step(monkeypatch, LmTask, step, lambda: os.kill(os.getpid(), signum))
     with pytest.raises(Interrupted, match="continue with --resume") as stopped:
         train_lm(config, echo=quiet)
     assert stopped.value.signum == signum
@@ -94,12 +53,36 @@ def test_resume_after_a_crash_goes_on_from_the_last_saved_step(config, tmp_path,
     def crash():
         raise RuntimeError("power cut")
 
-    at_step(monkeypatch, STEPS + 17, crash)
+    at_step(monkeypatch, LmTask, STEPS + 17, crash)
     config = dataclasses.replace(config, save_every=10)
     with pytest.raises(RuntimeError, match="power cut"):
         train_lm(config, echo=quiet)
     assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
     train_lm(config, resume="auto", given={"out": config.out}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
+
+
+def test_resume_after_sigkill(config, tmp_path):
+    """The process ends within a step, with no chance to save or clean up."""
+    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    code = f"""
+import os, signal, torch
+from fastrnn.text import LmConfig, train_lm
+from fastrnn.text.tasks.lm import LmTask
+torch.set_num_threads(1)
+plain = LmTask.training_step
+def training_step(self, batch, batch_idx):
+    if self.trainer.global_step == {STEPS + 17}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, batch, batch_idx)
+LmTask.training_step = training_step
+train_lm(LmConfig(**{dataclasses.asdict(config) | {"save_every": 10}}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
+    train_lm(config, resume=config.out, echo=quiet)
     assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 
@@ -129,7 +112,7 @@ def test_max_steps_ends_with_a_validation_and_the_run_can_be_lengthened(config, 
 def test_resume_refuses_another_text(config, tmp_path):
     train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
     (tmp_path / "text.txt").write_text(TEXT.replace("fox", "cat"))
-    with pytest.raises(UserError, match="the training text is not the one"):
+    with pytest.raises(UserError, match="the training data is not what"):
         train_lm(config, resume=config.out, echo=quiet)
 
 

@@ -14,17 +14,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import LmConfig
+    from .config import ClassifyConfig, LmConfig, TranslateConfig
     from .data.corpus import load_corpus
     from .data.tokens import Vocabulary
     from .errors import Interrupted, UserError
     from .evaluate import evaluate_stream, unigram_perplexity
     from .models.lm import LanguageModel
     from .sampling import generate
+    from .tasks.classify import load_classifier, predict, train_classify
     from .tasks.lm import load_model, train_lm
+    from .tasks.translate import load_translator, train_translate, translate
 
 _WHERE = {
+    "ClassifyConfig": "config",
     "LmConfig": "config",
+    "TranslateConfig": "config",
     "load_corpus": "data.corpus",
     "Vocabulary": "data.tokens",
     "Interrupted": "errors",
@@ -33,13 +37,36 @@ _WHERE = {
     "unigram_perplexity": "evaluate",
     "generate": "sampling",
     "LanguageModel": "models.lm",
+    "load_classifier": "tasks.classify",
+    "predict": "tasks.classify",
+    "train_classify": "tasks.classify",
     "load_model": "tasks.lm",
     "train_lm": "tasks.lm",
+    "load_translator": "tasks.translate",
+    "train_translate": "tasks.translate",
+    "translate": "tasks.translate",
 }
 
 __all__ = [
-    "Interrupted", "LanguageModel", "LmConfig", "UserError", "Vocabulary", "evaluate_stream", "generate",
-    "load_corpus", "load_model", "train_lm", "unigram_perplexity",
+    "ClassifyConfig",
+    "Interrupted",
+    "LanguageModel",
+    "LmConfig",
+    "TranslateConfig",
+    "UserError",
+    "Vocabulary",
+    "evaluate_stream",
+    "generate",
+    "load_classifier",
+    "load_corpus",
+    "load_model",
+    "load_translator",
+    "predict",
+    "train_classify",
+    "train_lm",
+    "train_translate",
+    "translate",
+    "unigram_perplexity",
 ]  # fmt: skip
 
 

@@ -14,14 +14,20 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
+from .distributed import is_first, largest
 from .errors import Interrupted, UserError
+from .optim import averaged, stale_epochs
 from .runs import BEST, LAST
 
 
 class Stopper:
     """Remembers the first SIGINT or SIGTERM; the second acts as usual."""
 
-    signum: int | None = None
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.before: dict[int, Any] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -29,28 +35,34 @@ class Stopper:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {s: signal.getsignal(s) for s in signals}
-
-        def remember(signum: int, frame: FrameType | None) -> None:
-            self.signum = signum
-            for s in signals:
-                signal.signal(s, before[s])
-
-        for s in signals:
-            signal.signal(s, remember)
+        self.before = {s: signal.getsignal(s) for s in self.SIGNALS}
+        self.listen()
         try:
             yield
         finally:
-            for s in signals:
-                signal.signal(s, before[s])
+            self.restore()
+
+    def listen(self) -> None:
+        """Also called when training begins: Lightning has then set a handler of its own, which would stop between the
+        batches of one step, and wait for other processes from within the handler."""
+        if self.before and self.signum is None:
+            for s in self.SIGNALS:
+                signal.signal(s, self.remember)
+
+    def remember(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self.restore()
+
+    def restore(self) -> None:
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
 
 
 class Saver(Callback):
     """Writes last.ckpt every `save_every` steps, at the ends of epochs and on a signal; best.ckpt when it is best.
 
     Everything the next step depends on is in the file, so going on from it equals never having stopped.
-    The `task` of each method is a `training.Task` (typed Any: Lightning declares a plain LightningModule there).
+    The `task` of each method is a `task.Task` (typed Any: Lightning declares a plain LightningModule there).
     """
 
     def __init__(self, folder: Path, save_every: int, stopper: Stopper, echo: Callable[[str], None]) -> None:
@@ -60,42 +72,57 @@ class Saver(Callback):
 
     def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
         self.clock = time.perf_counter()
-        trainer.should_stop = self.limit_reached(trainer, task)
+        self.stopper.listen()
+        trainer.should_stop = self.limit_reached(trainer, task) or self.out_of_patience(task)
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
         trainer.should_stop = self.limit_reached(trainer, task)
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if progress.is_last_batch:
             return  # the end of the epoch saves
+        if progress.current.ready % task.config.accumulate:
+            trainer.should_stop = False
+            return  # gradients of a step not yet taken are in no checkpoint
         self.cut_short = trainer.should_stop
-        signalled = self.stopper.signum is not None
-        if signalled or self.cut_short or (self.save_every and trainer.global_step % self.save_every == 0):
+        signum = self.signum(task)
+        if signum or self.cut_short or (self.save_every and trainer.global_step % self.save_every == 0):
             self.save(trainer, task, LAST)
-        if signalled:
-            self.stop(trainer, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+        if signum:
+            self.stop(signum, f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: Any) -> None:
         epoch = trainer.current_epoch + 1
         if len(task.history) >= epoch:
             return  # Lightning calls this again for an epoch whose end was saved
         row = {"epoch": float(epoch), "step": float(trainer.global_step), **task.end_epoch()}
-        task.history.append(row)
-        better = row["valid_loss"] < task.best
-        task.best = min(task.best, row["valid_loss"])
-        if task.config.schedule == "plateau" and not better:
-            task.plateau_factor *= task.config.decay
+        better = task.epoch_ended(row)
         if not self.cut_short:  # else last.ckpt was saved within the epoch, from where the run can be lengthened
             self.save(trainer, task, LAST)
         if better:
-            self.save(trainer, task, BEST)
+            with averaged(trainer.optimizers[0]):  # what was validated
+                self.save(trainer, task, BEST)
         self.echo(task.describe_epoch(row))
-        if self.stopper.signum is not None and epoch < (trainer.max_epochs or 0):
-            self.stop(trainer, f"the end of epoch {epoch}")
+        signum = self.signum(task)
+        if signum and epoch < (trainer.max_epochs or 0):
+            self.stop(signum, f"the end of epoch {epoch}")
+        if self.out_of_patience(task):
+            trainer.should_stop = True
+            self.echo(f"no lower validation loss for {task.config.patience} epochs (--patience): stopping")
 
     def limit_reached(self, trainer: L.Trainer, task: Any) -> bool:
         """Whether --max-steps ends the run here. Set as `should_stop`, on which Lightning still validates; its own
         max_steps would leave the last steps without a validation figure."""
         limit: int = task.config.max_steps
         return 0 < limit <= trainer.global_step
+
+    def out_of_patience(self, task: Any) -> bool:
+        """Whether --patience ends the run here; known from the history, so that it holds when resumed."""
+        patience: int = task.config.patience
+        return 0 < patience <= stale_epochs([row["valid_loss"] for row in task.history])
+
+    def signum(self, task: Any) -> int:
+        """The signal that any of the processes got; 0 if none."""
+        return largest(self.stopper.signum or 0, task.device)
 
     def save(self, trainer: L.Trainer, task: Any, name: str) -> None:
         now = time.perf_counter()
@@ -106,9 +133,8 @@ class Saver(Callback):
         except OSError as error:
             raise UserError(f"{self.folder / name}: cannot be written: {error}; what was there is kept") from error
 
-    def stop(self, trainer: L.Trainer, where: str) -> None:
-        assert self.stopper.signum is not None
-        raise Interrupted(str(self.folder / LAST), where, self.stopper.signum)
+    def stop(self, signum: int, where: str) -> None:
+        raise Interrupted(str(self.folder / LAST), where, signum, silent=not is_first())
 
 
 class ProgressBar(TQDMProgressBar):

@@ -15,7 +15,7 @@ import torch
 
 from .errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def versions() -> dict[str, str]:
@@ -66,11 +66,20 @@ def load(path: str | Path, task: str | None = None) -> dict[str, Any]:
     head = checkpoint.get("fastrnn") if isinstance(checkpoint, dict) else None
     if not isinstance(head, dict) or "format" not in head:
         raise UserError(f"{path}: a PyTorch file, but not a checkpoint of fastrnn")
+    if head["format"] < FORMAT:
+        raise UserError(
+            f"{path}: written by fastrnn {head['versions']['fastrnn']}, whose checkpoints this one cannot read"
+        )
     if head["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer fastrnn ({head['versions']['fastrnn']}); upgrade fastrnn")
     if task is not None and head["task"] != task:
         raise UserError(f"{path}: a checkpoint of task {head['task']}, not {task}")
     return checkpoint
+
+
+def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of the model within a task's `model`."""
+    return {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
 
 
 def verify(path: Path) -> None:

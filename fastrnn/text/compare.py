@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from .config import LmConfig
-from .data.stream import BpttLoader
-from .models.lm import LanguageModel, detach
+from torch import Tensor, nn
 
 
-def compare_layers(model: LanguageModel, config: LmConfig, ids: Tensor, steps: int) -> dict[str, float]:
-    """Median milliseconds of a training step (forward, backward, clip, SGD) by layer: {"fastrnn": ms, "torch": ms}.
+def compare_layers(
+    models: Mapping[str, nn.Module], batches: Iterable[Any], loss: Callable[[str, Any], Tensor], clip: float, steps: int
+) -> dict[str, float]:
+    """Median milliseconds of a training step (forward, backward, clip, SGD) of each of `models`, in turn.
 
-    Both models start from the weights of `model` and see the same batches of the stream `ids`, the state carried.
+    `loss(name, batch)` runs the named model forward. All see the same batches.
     """
-    vocab_size = model.embedding.num_embeddings
-    models = {}
-    for layer in ("fastrnn", "torch"):
-        models[layer] = LanguageModel(dataclasses.replace(config, layer=layer), vocab_size)
-        models[layer].load_state_dict(model.state_dict())
-    optimizers = {layer: torch.optim.SGD(m.parameters(), lr=1e-3) for layer, m in models.items()}
-    times: dict[str, list[float]] = {layer: [] for layer in models}
-    states = dict.fromkeys(models)
-    loader = BpttLoader(ids, config.batch_size, config.bptt)
-    batches = list(itertools.islice(loader, steps + 2))
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=1e-3) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    given = list(itertools.islice(batches, steps + 2))
+    for model in models.values():
+        model.train()
     for step in range(steps + 2):
-        tokens, targets = batches[step % len(batches)]
         order = list(models) if step % 2 == 0 else list(models)[::-1]
-        for layer in order:
+        for name in order:
             start = time.perf_counter()
-            logits, state = models[layer](tokens, states[layer])
-            torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
-            torch.nn.utils.clip_grad_norm_(models[layer].parameters(), config.clip or 1.0)
-            optimizers[layer].step()
-            optimizers[layer].zero_grad()
-            states[layer] = detach(state)
+            torch.autograd.backward(loss(name, given[step % len(given)]))
+            nn.utils.clip_grad_norm_(models[name].parameters(), clip or 1.0)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
             if step >= 2:  # the first steps allocate and pack
-                times[layer].append(time.perf_counter() - start)
-    return {layer: 1e3 * statistics.median(t) for layer, t in times.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(t) for name, t in times.items()}
+
+
+def describe_times(times: dict[str, float], steps: int) -> str:
+    ratio = times["torch"] / times["fastrnn"]
+    return (
+        f"training step of this model: fastrnn {times['fastrnn']:.1f} ms, torch.nn {times['torch']:.1f} ms "
+        f"({ratio:.2f} x; median of {steps} each, interleaved)"
+    )

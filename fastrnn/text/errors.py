@@ -10,7 +10,8 @@ class UserError(Exception):
 class Interrupted(Exception):
     """Training was stopped by a signal, at a step boundary, after its checkpoint was written."""
 
-    def __init__(self, checkpoint: str, where: str, signum: int) -> None:
+    def __init__(self, checkpoint: str, where: str, signum: int, silent: bool = False) -> None:
         super().__init__(f"stopped at {where}; continue with --resume {checkpoint}")
         self.checkpoint = checkpoint
         self.signum = signum
+        self.silent = silent  # another process of the run says it

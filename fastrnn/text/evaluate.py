@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from . import checkpoint as checkpoints
 from .data.stream import IGNORE, BpttLoader
 from .models.lm import LanguageModel
 
@@ -23,15 +24,20 @@ class Score:
 
     @property
     def ppl(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     def describe(self, level: str) -> str:
         bits = "" if level == "word" else f", {self.bits_per_char:.3f} bits per character"
         return f"perplexity {self.ppl:.2f} ({self.loss:.4f} nats per token{bits}) over {self.tokens:,} tokens"
 
 
+def perplexity(loss: float) -> float:
+    """exp of the mean loss, in nats; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 @torch.inference_mode()
-def evaluate_stream(model: LanguageModel, ids: Tensor, batch_size: int, bptt: int, chars: int) -> Score:
+def evaluate_stream(model: LanguageModel, ids: Any, batch_size: int, bptt: int, chars: int) -> Score:
     """The score of `model` on the stream `ids` (N,), cut into `batch_size` columns, the state carried along each.
 
     Every token but the first is predicted once; a column starts from a zero state, so few columns score a little
@@ -41,15 +47,31 @@ def evaluate_stream(model: LanguageModel, ids: Tensor, batch_size: int, bptt: in
     model.eval()
     state, total, count = None, 0.0, 0
     for tokens, targets in BpttLoader(ids, batch_size, bptt, pad=True):
-        logits, state = model(tokens, state)
-        total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+        summed, _, state = model.loss(tokens, targets, state)
+        total += summed.item()
         count += int((targets != IGNORE).sum())
     model.train(training)
     return Score(total / count, count, total / math.log(2) / max(chars, 1))
 
 
-def unigram_perplexity(train: Tensor, valid: Tensor, vocab_size: int) -> float:
+def unigram_perplexity(train: Any, valid: Any, vocab_size: int) -> float:
     """The perplexity on `valid` of the model that knows only how often each token occurs in `train` (plus one)."""
-    counts = torch.bincount(train, minlength=vocab_size).double() + 1
-    log_probabilities = (counts / counts.sum()).log()
-    return math.exp(-log_probabilities[valid[1:]].mean().item())
+    counts, seen = count(train, vocab_size) + 1, count(valid[1:], vocab_size)
+    return math.exp(-float(seen @ np.log(counts / counts.sum())) / seen.sum())
+
+
+def count(ids: Any, vocab_size: int) -> Any:
+    """How often each id occurs in a tensor or (memory-mapped) array."""
+    counts, step = np.zeros(vocab_size), 1 << 24
+    for start in range(0, len(ids), step):
+        counts += np.bincount(ids[start : start + step], minlength=vocab_size)
+    return counts
+
+
+def evaluate_checkpoint(path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+    """The score of any task's checkpoint on `data`, in lines; raises UserError for bad files and data."""
+    from .tasks import find_task
+
+    checkpoint = checkpoints.load(path)
+    lines: list[str] = find_task(checkpoint["fastrnn"]["task"]).evaluate(path, data, split, batch_size, layer)
+    return lines

@@ -51,7 +51,7 @@ def generate(
             scores[vocabulary.unknown] = -torch.inf
         ids.append(draw(scores, temperature, top_k, top_p, generator))
         tokens = torch.tensor([[ids[-1]]])
-    return prompt + vocabulary.decode(ids)[len(vocabulary.decode(given)) :]
+    return prompt + vocabulary.segmenter.join(vocabulary.decode(ids)[len(vocabulary.decode(given)) :])
 
 
 def draw(scores: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:

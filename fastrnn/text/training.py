@@ -1,121 +1,97 @@
-"""What every training task shares: the Lightning trainer and its parts, the schedule, saving, stopping, reporting.
-
-A task is a `Task` (a LightningModule with a few more words); `fit` trains it, continues it, and stops it cleanly.
-"""
+"""A run from end to end, for any task: what `--resume` means, data, the Lightning trainer, saving, the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
+import os
+import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml  # type: ignore[import-untyped]
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
 
 from . import checkpoint as checkpoints
 from .callbacks import ProgressBar, Saver, Stopper
-from .config import RunConfig
+from .config import RunConfig, resumed
+from .distributed import FOLDER, alone, check_launch, is_first
 from .errors import UserError
+from .runs import resume_path, run_folder
+from .task import Echo, Result, Task
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Task(L.LightningModule):
-    """A LightningModule that resumes exactly. A task sets `name`, implements the steps and `describe_epoch`.
+def train(
+    kind: type[Task],
+    config: Any,
+    resume: str | None = None,
+    given: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    echo: Echo = print,
+) -> Any:
+    """Trains a task as `config` says and returns its Result; the commands `fastrnn train TASK`.
 
-    `extra_state` / `load_extra_state` carry what the task itself needs to go on, such as a hidden state.
+    Args:
+        config: of the run, a kind.Config; when resuming, only what `given` names of it counts.
+        resume: a checkpoint or run folder to go on from; "auto" is config.out, from the start if it is empty.
+        given: options set explicitly, by field name; when resuming they are compared with the saved run's.
+        overwrite: replace a run that lies in config.out.
+        echo: gets each line of the report.
+
+    Raises:
+        UserError: bad data, options or checkpoint. Interrupted: after a signal, with the checkpoint written.
     """
+    lines: list[str] = []
 
-    name: str
+    def say(line: str) -> None:
+        if is_first():
+            lines.append(line)
+            echo(line)
 
-    def __init__(self, config: RunConfig, data_mark: str) -> None:
-        super().__init__()
-        self.config = config
-        self.data_mark = data_mark  # tells whether a resumed run has the data it began with
-        self.history: list[dict[str, float]] = []  # one row per finished epoch
-        self.best = math.inf  # lowest validation loss so far
-        self.plateau_factor = 1.0
-        self.seconds = 0.0  # spent training, over all the sittings of this run
-        self._rng: dict[str, torch.Tensor] | None = None
-
-    def vocabulary_state(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def extra_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        pass
-
-    def end_epoch(self) -> dict[str, float]:
-        """The row of `history` for the epoch just trained and validated; must hold `valid_loss`."""
-        raise NotImplementedError
-
-    def describe_epoch(self, row: dict[str, float]) -> str:
-        raise NotImplementedError
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        c = self.config
-        kinds: dict[str, type[torch.optim.Optimizer]] = {
-            "sgd": torch.optim.SGD,
-            "adam": torch.optim.Adam,
-            "adamw": torch.optim.AdamW,
-        }
-        return kinds[c.optimizer](self.parameters(), lr=c.lr, weight_decay=c.weight_decay)  # type: ignore[call-arg]
-
-    def on_train_start(self) -> None:
-        if self._rng is not None:
-            torch.set_rng_state(self._rng["cpu"])
-            if "cuda" in self._rng:
-                torch.cuda.set_rng_state(self._rng["cuda"])
-            self._rng = None
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        total = self.config.epochs * int(self.trainer.num_training_batches)
-        if self.config.max_steps > 0:
-            total = min(total, self.config.max_steps)
-        factor = schedule(self.config, self.trainer.global_step, self.trainer.current_epoch, total)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.lr * factor * self.plateau_factor
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        run = {name: getattr(self, name) for name in ("history", "best", "plateau_factor", "seconds")}
-        checkpoint["fastrnn"] = {
-            "format": checkpoints.FORMAT,
-            "task": self.name,
-            "config": dataclasses.asdict(self.config),
-            "tokenizer": self.vocabulary_state(),
-            "data": self.data_mark,
-            "versions": checkpoints.versions(),
-            "run": {**run, "rng": rng, "extra": self.extra_state()},
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        run = dict(checkpoint["fastrnn"]["run"])
-        self._rng = run.pop("rng")
-        self.load_extra_state(run.pop("extra"))
-        for name, value in run.items():
-            setattr(self, name, value)
+    start = None if resume is None else resume_path(resume, config.out)
+    if resume is not None and start is None:
+        say(f"nothing to resume in {config.out}: starting from the beginning")
+    saved = None if start is None else checkpoints.load(start, kind.name)["fastrnn"]
+    config = resumed(kind.Config(**saved["config"]), given or {}) if saved else kind.configure(config)
+    check_launch(config, start is not None)
+    check_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = kind.load(config, saved)
+    if saved is not None and saved["data"] != data.mark:
+        raise UserError(f"--resume: the training data is not what {start} was trained on ({data.name})")
+    folder = agreed_folder(kind.name, config, start, given or {}, overwrite)
+    config = dataclasses.replace(config, out=str(folder))
+    if is_first():
+        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    torch.manual_seed(config.seed)
+    task = kind(config, data)
+    for line in [*task.describe(), f"{torch.get_num_threads()} threads, run in {folder}"]:
+        say(line)
+    fit(task, folder, start, say)
+    return conclude(task, folder, say, lines)
 
 
-def schedule(config: RunConfig, step: int, epoch: int, total: int) -> float:
-    """The factor on the learning rate at `step` of `total`, in `epoch` (both from 0): a pure function, so that a
-    resumed run needs no scheduler state."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    if config.schedule == "step":
-        return config.decay ** max(epoch + 1 - config.decay_start, 0)
-    if config.schedule == "cosine":
-        progress = (step - config.warmup) / max(total - config.warmup, 1)
-        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return 1.0
+def agreed_folder(name: str, config: RunConfig, start: Path | None, given: dict[str, Any], overwrite: bool) -> Path:
+    """The folder of the run: chosen by the first process, told to those that Lightning starts after it."""
+    if not is_first():
+        out = os.environ.get(FOLDER) or given.get("out") or (str(start.parent) if start else config.out)
+        assert out is not None  # check_launch asked for it
+        return Path(out)
+    if start is None:
+        folder = run_folder(config.out, name, overwrite)
+    else:
+        folder = run_folder(given.get("out") or str(start.parent), name, overwrite=True)
+    if config.world > 1:
+        os.environ[FOLDER] = str(folder)
+    return folder
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
@@ -128,53 +104,101 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         return checkpoints.load(path)
 
 
-def fit(
-    task: Task,
-    train: Any,
-    valid: Any,
-    folder: Path,
-    resume: Path | None = None,
-    echo: Callable[[str], None] = print,
-    progress: bool = False,
-) -> None:
-    """Trains `task` on the loaders `train` and `valid`, checkpoints in `folder`, from `resume` on if given.
+def plugins() -> list[Any]:
+    found: list[Any] = [CheckedCheckpointIO()]
+    if SLURMEnvironment.detect():  # without Lightning's own way to save and requeue
+        found.append(SLURMEnvironment(auto_requeue=False))
+    return found
+
+
+def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
+    """Trains `task` on its loaders, checkpoints in `folder`, from `resume` on if given.
 
     Raises Interrupted on SIGINT or SIGTERM, after the step in progress and its checkpoint.
     """
-    config, stopper = task.config, Stopper()
+    config, stopper, data = task.config, Stopper(), task.data
     for name in ("lightning.pytorch", "lightning.fabric"):  # its banners and hints are logged as INFO
         logging.getLogger(name).setLevel(logging.WARNING)
+    progress = sys.stderr.isatty() if config.progress is None else config.progress
     saver = Saver(folder, config.save_every, stopper, echo)
     trainer = L.Trainer(
-        accelerator=accelerator(config.device),
-        devices=1,
+        accelerator=config.device,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=strategy(config),
+        precision=PRECISION[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        gradient_clip_val=config.clip or None,
-        log_every_n_steps=max(1, min(config.log_every, len(train))),
-        logger=CSVLogger(str(folder), name="metrics"),
-        plugins=[CheckedCheckpointIO()],
+        accumulate_grad_batches=config.accumulate,
+        log_every_n_steps=max(1, min(config.log_every, len(data.train) // config.accumulate)),
+        logger=loggers(config, folder),
+        plugins=plugins(),
         callbacks=[saver, *([ProgressBar()] if progress else [])],
         enable_progress_bar=progress,
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
     )
     with stopper.listening(), warnings.catch_warnings():
         # Lightning 2.6 calls a pytree function that torch 2.13 renames; nothing a user could mend.
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="lightning.pytorch.utilities._pytree")
-        trainer.fit(task, train, valid, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        # The task has already summed over processes what it logs.
+        warnings.filterwarnings("ignore", ".*It is recommended to use .*sync_dist=True")
+        # A linear layer's output over time is a view, and nothing edits it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        ckpt = None if resume is None else str(resume)
+        trainer.fit(task, data.train, data.valid, ckpt_path=ckpt, weights_only=True)
 
 
-def accelerator(device: str) -> str:
-    """Lightning's name for `device`; raises UserError where this machine has no such device."""
+def conclude(task: Task, folder: Path, echo: Echo, lines: list[str]) -> Any:
+    """The task's result, and the report of the run; in the first process only (the others return None)."""
+    if not is_first():
+        return None
+    with alone():
+        result: Result = task.finish(folder, echo)
+    if task.config.report:
+        from .report import write_report
+
+        page = write_report(task, result, lines)
+        echo(f"report: {page}")
+    return result
+
+
+def loggers(config: RunConfig, folder: Path) -> list[Any]:
+    found: list[Any] = [CSVLogger(str(folder), name="metrics")]
+    if config.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        try:
+            found.append(TensorBoardLogger(str(folder), name="tensorboard"))
+        except ModuleNotFoundError:
+            raise UserError("--tensorboard needs tensorboard: pip install 'fastrnn[tensorboard]'") from None
+    return found
+
+
+def strategy(config: RunConfig) -> Any:
+    """Lightning's strategy for `config`: one process, DDP, or FSDP2."""
+    if config.strategy == "fsdp":
+        from .sharding import ShardedStrategy
+
+        return ShardedStrategy(config.world)
+    return "ddp" if config.world > 1 or config.strategy == "ddp" else "auto"
+
+
+def check_device(config: RunConfig) -> None:
+    """Raises UserError where this machine has no such device, or the device no such arithmetic."""
     present = {
         "auto": True,
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
+    device = config.device
     if device not in present:
         raise UserError(f"--device must be one of {', '.join(present)}, got {device}")
     if not present[device]:
         raise UserError(f"--device {device}: torch finds no such device on this machine")
-    return device
+    if config.precision == "fp16" and config.strategy == "fsdp":
+        raise UserError("--strategy fsdp trains in fp32 or bf16, not --precision fp16")
+    if config.precision == "fp16" and not (present["cuda"] and device in ("auto", "cuda")):
+        raise UserError("--precision fp16 trains on CUDA devices only; --precision bf16 trains on the CPU, too")

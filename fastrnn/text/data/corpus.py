@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import re
 from pathlib import Path
 
 from ..errors import UserError
-
-SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
+from .files import ARCHIVES, archive_files, decode_text, read_text, split_of
 
 
 @dataclasses.dataclass
@@ -23,18 +20,18 @@ class Corpus:
 
 
 def load_corpus(data: str | None, valid_share: float = 0.1) -> Corpus:
-    """The corpus at `data`: a text file or folder (`.gz` too), or None for Python's own language reference.
+    """The corpus at `data`: a text file (`.gz` too), folder or tar archive, or None for Python's language reference.
 
-    Files of a folder named *train*, *valid* and *test* are its splits; where no file is named so, all files are read
-    in the order of their names. Without a validation file, the last `valid_share` of the text, from a line's start
-    on, is validation. Raises UserError for missing, empty, unreadable or non-UTF-8 input.
+    Files named *train*, *valid* and *test* are its splits, or .txt files in folders named so; where nothing is named
+    so, all files are read in the order of their names. Without a validation file, the last `valid_share` of the text,
+    from a line's start on, is validation. Raises UserError for missing, empty, unreadable or non-UTF-8 input.
     """
     if data is None:
         return Corpus("Python's language reference (pydoc_data.topics)", *cut(builtin_text(), valid_share))
     path = Path(data)
     if not path.exists():
         raise UserError(f"{data}: no such file or folder")
-    texts = read_folder(path) if path.is_dir() else {"train": read_text(path)}
+    texts = read_texts(path)
     for split, text in texts.items():
         if not text.strip():
             raise UserError(f"{data}: the {split} text is empty")
@@ -53,8 +50,8 @@ def load_text(data: str, split: str | None = None) -> str:
     path = Path(data)
     if not path.exists():
         raise UserError(f"{data}: no such file or folder")
-    if path.is_dir():
-        texts = read_folder(path)
+    if path.is_dir() or path.name.endswith(ARCHIVES):
+        texts = read_texts(path)
         names = [split] if split else ["test", "valid", "train"]
         found = [texts[name] for name in names if name in texts]
         if not found:
@@ -84,34 +81,44 @@ def cut(text: str, share: float) -> tuple[str, str]:
     return text[:at], text[at:]
 
 
-def split_of(path: Path) -> str | None:
-    """The split that a file's name tells: ptb.valid.txt -> valid, val.de.gz -> valid, notes.txt -> None."""
-    words = re.findall(r"[a-z]+", path.name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
+def text_files(data: str) -> list[Path]:
+    """The file at `data`, or the files of that folder in the order of their names; none that begins with a dot."""
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{data}: no such file or folder")
+    if path.is_file():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
+    if not files:
+        raise UserError(f"{data}: the folder holds no file")
+    return files
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The text of a file, or by split that of a folder's or archive's files."""
+    if path.name.endswith(ARCHIVES):
+        parts: dict[str, list[str]] = {}
+        for name, content in archive_files(path):
+            if name.suffix == ".txt":
+                split = split_of(Path(name)) or folder_split(Path(name)) or "train"
+                parts.setdefault(split, []).append(decode_text(content(), f"{path}/{name}"))
+        if not parts:
+            raise UserError(f"{path}: the archive holds no .txt file")
+        return {split: "\n".join(texts) for split, texts in parts.items()}
+    return read_folder(path) if path.is_dir() else {"train": read_text(path)}
 
 
 def read_folder(folder: Path) -> dict[str, str]:
     """The text of a folder's files by split; everything is `train` where no name tells a split."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
-    if not files:
-        raise UserError(f"{folder}: the folder holds no file")
-    named = [p for p in files if split_of(p)]
+    files = text_files(str(folder))
+    named = [(path, split) for path in files if (split := split_of(path))]
+    below = [(p, s) for p in files if p.suffix == ".txt" and (s := folder_split(p.relative_to(folder)))]
     parts: dict[str, list[str]] = {}
-    for path in named or files:
-        parts.setdefault(split_of(path) or "train", []).append(read_text(path))
+    for path, split in named or below or [(path, "train") for path in files]:
+        parts.setdefault(split, []).append(read_text(path))
     return {split: "\n".join(texts) for split, texts in parts.items()}
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, newlines as \\n, without a byte-order mark."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start} (line {line}): convert it with iconv -t UTF-8"
-        ) from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+def folder_split(path: Path) -> str | None:
+    """The split that the name of one of a file's folders tells."""
+    return next((split for parent in path.parents if (split := split_of(parent))), None)

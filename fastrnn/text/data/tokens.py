@@ -5,13 +5,16 @@ A `Vocabulary` is one `tokenizers.Tokenizer`, saved as its JSON text, so a check
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..errors import UserError
+from .segment import Segmenter
 
 UNKNOWN, END = "<unk>", "<eos>"
 DEFAULT_SIZE = {"char": None, "word": 10_000, "bpe": 4_000}
@@ -27,20 +30,36 @@ class Vocabulary:
     At the levels char and word, what the training text lacks becomes `<unk>`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, level: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, level: str, segmenter: Segmenter | None = None) -> None:
         self.tokenizer = tokenizer
         self.level = level
+        self.segmenter = segmenter or Segmenter()
         self.unknown: int | None = tokenizer.token_to_id(UNKNOWN)
 
     @classmethod
-    def build(cls, text: str, level: str, size: int | None = None) -> Vocabulary:
-        """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet."""
-        size = size or DEFAULT_SIZE[level]
+    def build(cls, text: str, level: str, size: int | None = None, segmenter: Segmenter | None = None) -> Vocabulary:
+        """The vocabulary of `text`: its `size` most frequent tokens, ties in the order of the alphabet.
+
+        `segmenter` makes the words of every line first.
+        """
         if level == "bpe":
-            return cls(train_bpe(text, size or 0), level)
+            return cls.train([text], size, segmenter)
+        return cls.from_counts(cls.count(text, level, segmenter), level, size, segmenter)
+
+    @staticmethod
+    def count(text: str, level: str, segmenter: Segmenter | None = None) -> Counter[str]:
+        """How often each token of a level other than bpe occurs; counts of parts may be added."""
+        text = segment_lines(text, segmenter)
+        return Counter(text) if level == "char" else count_words(text)
+
+    @classmethod
+    def from_counts(
+        cls, counts: Counter[str], level: str, size: int | None = None, segmenter: Segmenter | None = None
+    ) -> Vocabulary:
+        """The vocabulary of the `size` most frequent of counted tokens."""
         if level not in DEFAULT_SIZE:
             raise UserError(f"--level must be one of {', '.join(DEFAULT_SIZE)}, got {level}")
-        counts = Counter(text) if level == "char" else count_words(text)
+        size = size or DEFAULT_SIZE[level]
         reserved = [UNKNOWN] if level == "char" else [UNKNOWN, END]
         ranked = sorted((token for token in counts if token not in reserved), key=lambda t: (-counts[t], t))
         kept = reserved + ranked[: None if size is None else max(size - len(reserved), 0)]
@@ -51,27 +70,42 @@ class Vocabulary:
         else:
             tokenizer.normalizer = normalizers.Replace("\n", f" {END} ")
             tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return cls(tokenizer, level)
+        return cls(tokenizer, level, segmenter)
 
     @classmethod
-    def from_state(cls, state: dict[str, str]) -> Vocabulary:
-        return cls(Tokenizer.from_str(state["json"]), state["level"])
+    def train(cls, texts: Iterable[str], size: int | None = None, segmenter: Segmenter | None = None) -> Vocabulary:
+        """A vocabulary of byte pairs, of the parts of a text."""
+        lines = (line for text in texts for line in segment_lines(text, segmenter).splitlines(keepends=True))
+        return cls(train_bpe(lines, size or DEFAULT_SIZE["bpe"] or 0), "bpe", segmenter)
 
-    def state(self) -> dict[str, str]:
-        """What `from_state` rebuilds this vocabulary from; plain strings."""
-        return {"level": self.level, "json": self.tokenizer.to_str()}
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Vocabulary:
+        return cls(Tokenizer.from_str(state["json"]), state["level"], Segmenter.from_state(state["segmenter"]))
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` rebuilds this vocabulary from; plain data."""
+        return {"level": self.level, "json": self.tokenizer.to_str(), "segmenter": self.segmenter.state()}
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> torch.Tensor:
         """The ids of `text`, (N,) int64."""
-        pieces = list(self._pieces(text))
+        pieces = list(self._pieces(segment_lines(text, self.segmenter)))
         ids: list[int] = []
         for start in range(0, len(pieces), 64):
             for encoding in self.tokenizer.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False):
                 ids.extend(encoding.ids)
         return torch.tensor(ids, dtype=torch.int64)
+
+    def encode_all(self, texts: Iterable[str]) -> list[torch.Tensor]:
+        """The ids of each of `texts`, (N,) int64; a text without a token is one unknown token."""
+        found: list[torch.Tensor] = []
+        empty = [self.unknown or 0]
+        for batch in batched((self.segmenter(text) for text in texts), 256):
+            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                found.append(torch.tensor(encoding.ids or empty, dtype=torch.int64))
+        return found
 
     def decode(self, ids: torch.Tensor | list[int]) -> str:
         """The text of `ids`; words stand apart by one blank, `<eos>` ends a line."""
@@ -97,13 +131,25 @@ class Vocabulary:
             at = end
 
 
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def segment_lines(text: str, segmenter: Segmenter | None) -> str:
+    if segmenter is None or segmenter == Segmenter():
+        return text
+    return "\n".join(segmenter(line) for line in text.split("\n"))
+
+
 def count_words(text: str) -> Counter[str]:
     counts = Counter(text.split())
     counts[END] += text.count("\n")
     return counts
 
 
-def train_bpe(text: str, size: int) -> Tokenizer:
+def train_bpe(lines: Iterable[str], size: int) -> Tokenizer:
     """Byte-level BPE (as in GPT-2): the 256 bytes and the `size` - 256 most useful merges."""
     if size < 257:
         raise UserError(f"--vocab-size must be at least 257 at level bpe (256 bytes and one merge), got {size}")
@@ -113,5 +159,5 @@ def train_bpe(text: str, size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     return tokenizer
