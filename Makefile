@@ -5,17 +5,18 @@ BIN := .venv/bin
 ARGS ?=
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
-sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
+emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow bench lint format sanitize wheel clean
+.PHONY: demo test slow bench lint format sanitize sanitize-emulator wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
 	$(BIN)/fastrnn train lm $(ARGS)
 
 # The tests are small: one thread each, one process per core, four at most.
-test: .venv/.installed
+test: .venv/.installed .venv/.emulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 -m "not slow" $(ARGS)
 
 slow: .venv/.installed
@@ -45,6 +46,14 @@ sanitize: .venv/.installed
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  $(CURDIR)/$(BIN)/pytest -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
 
+# The emulator's tests in the same way.
+sanitize-emulator: .venv/.installed
+	$(call emulate,build/emulator-sanitized,-DFASTRNN_SANITIZE=ON)
+	FASTRNN_EMULATOR_PATH=$(CURDIR)/build/emulator-sanitized OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest -p no:cacheprovider -m "not slow" $(wildcard tests/test_emulator*.py) $(ARGS)
+
 wheel: .venv/.lint
 	$(BIN)/python -m build
 
@@ -63,6 +72,18 @@ clean:
 .venv/.installed: .venv/.tools $(engine)
 	@echo 'building and installing fastrnn'
 	$(pip) --no-build-isolation -e '.[train,test]'
+	@touch $@
+
+# emulate(folder, options): the CUDA kernels on the CPU emulator
+define emulate
+$(BIN)/cmake -S . -B $(1) -G Ninja -DFASTRNN_EMULATOR=ON $(2) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+$(BIN)/cmake --build $(1) --target _emulator
+endef
+
+.venv/.emulator: .venv/.tools $(emulator)
+	@echo 'building the emulator'
+	$(call emulate,build/emulator,)
 	@touch $@
 
 .venv/.lint: .venv/.installed
