@@ -3,10 +3,12 @@
 
 file(GLOB emulator_machine CONFIGURE_DEPENDS csrc/emulator/*.cpp)
 list(FILTER emulator_machine EXCLUDE REGEX "/primitives\\.cpp$")
-set(emulator_kernels csrc/emulator/primitives.cpp)
+include(cmake/instances.cmake)
+fastrnn_instances(emulator_kernels cpp)
+list(APPEND emulator_kernels csrc/emulator/primitives.cpp)
 
-pybind11_add_module(_emulator MODULE NO_EXTRAS EXCLUDE_FROM_ALL csrc/bindings/emulator.cpp ${emulator_machine}
-                    ${emulator_kernels})
+pybind11_add_module(_emulator MODULE NO_EXTRAS EXCLUDE_FROM_ALL csrc/bindings/emulator.cpp csrc/bindings/gpu.cpp
+                    csrc/cuda/plan.cpp ${emulator_machine} ${emulator_kernels})
 target_include_directories(_emulator PRIVATE csrc)
 target_compile_options(_emulator PRIVATE -g1 -Wall -Wextra -Wno-unknown-pragmas)
 target_link_libraries(_emulator PRIVATE ${CMAKE_DL_LIBS})

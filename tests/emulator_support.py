@@ -1,4 +1,4 @@
-"""The module of CUDA kernels on the CPU emulator, built by `make .venv/.emulator`."""
+"""The CUDA kernels on the CPU emulator, built by `make .venv/.emulator`, behind the backend that serves the GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from fastrnn.backends.cuda import Cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +31,32 @@ needs_emulator = pytest.mark.skipif(EMULATOR is None, reason="the emulator is no
 needs_races = pytest.mark.skipif(
     EMULATOR is None or not EMULATOR.detects_races, reason="no detector of races in this build"
 )
+
+
+class Emulated(Cuda):
+    """The backend on CPU tensors; `forced` says what the plan must choose, by direction."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: (EMULATOR, ""), "cpu")
+        self.forced: dict[bool, tuple[int, int]] = {}  # (blocks, variant)
+
+    def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
+        code, (blocks, variant) = EMULATOR.cells.index(cell), self.forced.get(backward, (0, -1))
+        limits = EMULATOR.limits(0)
+        return EMULATOR.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant)
+
+
+NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """A function that returns the backend set up for one of NUMBERS."""
+
+    def prepare(number: str) -> Emulated:
+        monkeypatch.setattr("fastrnn.backends.cuda._FP32", 2 if number == "tf32" else 3)
+        monkeypatch.setattr("fastrnn.backends.cuda._TF32", 2 if number == "tf32" else 3)
+        return Emulated()
+
+    yield prepare
+    EMULATOR.schedule()

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cells/math.h"
+
 #if !defined(__CUDACC__)
 #include "emulator/ptx.h"
 #else
@@ -61,14 +63,23 @@ FASTRNN_DEVICE float round_tf32(float f) {
 FASTRNN_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
 FASTRNN_DEVICE float float_of(uint32_t u) { return __uint_as_float(u); }
 
-// ---- approximations of 16 bits and of nearly 24
-FASTRNN_DEVICE float tanh_unit(float x) {
+// ---- approximations: of 11 bits, of nearly 24
+FASTRNN_HD float tanh_unit(float x) {
+#if defined(__CUDA_ARCH__)
   float r;
   asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
+#else
+  return ::tanhf(x);
+#endif
 }
-FASTRNN_DEVICE float exp_unit(float x) { return __expf(x); }
-FASTRNN_DEVICE float divide_unit(float a, float b) { return __fdividef(a, b); }
+FASTRNN_HD float sigmoid_unit(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, 1.0f + __expf(-x));
+#else
+  return 1.0f / (1.0f + ::expf(-x));
+#endif
+}
 
 // ---- barriers
 FASTRNN_DEVICE void sync_warp() { __syncwarp(); }
@@ -132,8 +143,10 @@ FASTRNN_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // ---- clusters: sm_90 and later. On older targets the names exist and trap; the plan never goes there.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
 #define FASTRNN_SM90(...) asm volatile(__VA_ARGS__)
 #else
+constexpr bool kHasClusters = false;
 #define FASTRNN_SM90(...) __trap()
 #endif
 FASTRNN_DEVICE unsigned cluster_rank() {

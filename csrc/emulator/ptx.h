@@ -64,8 +64,7 @@ fp16 from_float<fp16>(float f);
 inline float round_tf32(float f) { return f != f ? f : float_of((bits_of(f) + 0x1000) & 0xFFFFE000u); }
 
 inline float tanh_unit(float x) { return std::tanh(x); }
-inline float exp_unit(float x) { return std::exp(x); }
-inline float divide_unit(float a, float b) { return a / b; }
+inline float sigmoid_unit(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 inline void sync_warp(Site at = Site::here()) { simt::sync_warp(~0u, at); }
 inline void sync_block(Site at = Site::here()) { simt::barrier(0, int(blockDim.x), at); }
@@ -95,6 +94,7 @@ inline bool flag_poll(const unsigned* flag, unsigned value, Site at = Site::here
   return simt::flag_poll(flag, value, at);
 }
 
+constexpr bool kHasClusters = true;
 inline unsigned cluster_rank() { return simt::cluster_rank(); }
 inline uint32_t map_to_rank(uint32_t address, unsigned rank) { return simt::map_to_rank(address, rank); }
 inline void cluster_arrive(Site at = Site::here()) { simt::cluster_arrive(at); }

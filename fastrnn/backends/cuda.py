@@ -1,0 +1,256 @@
+"""The CUDA kernels (csrc/cuda): the weights stay on the chip for the whole sequence.
+
+A layer's input product is a GEMM of torch, the recurrence one launch for all steps and streams, on torch's current
+stream and in memory of torch's allocator; nothing waits for the device, so that calls can be captured in CUDA graphs.
+16-bit types are storage: sums and the carried states are fp32. fp32 follows torch's setting for RNNs: TF32
+if that is allowed, otherwise three products of TF32 that give fp32's accuracy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
+from fastrnn.cells import CELLS, Cell
+
+_NUMBERS = {torch.bfloat16: 0, torch.float16: 1}
+_TF32, _FP32 = 2, 3
+NOT_MEASURED = "its kernels have not been measured on a GPU yet; ask for it by name"
+Module = tuple[Any, str]
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> Module:
+    """The compiled kernels, or None and why they are not there."""
+    try:
+        module: ModuleType = importlib.import_module("fastrnn._cuda")
+    except ImportError as error:
+        return None, f"the CUDA kernels are not installed ({error}); reinstall fastrnn where nvcc is found"
+    return module, ""
+
+
+class Cuda(Backend):
+    """Runs on `device`, with the module that `module` loads: that of the GPU, or in tests the emulator's."""
+
+    name = "cuda"
+
+    def __init__(self, module: Callable[[], Module] = load, device: str = "cuda") -> None:
+        self._module, self._device = module, device
+        self._limits = functools.lru_cache(maxsize=None)(self._limits_of)
+
+    def unsupported(self, query: Query) -> str | None:
+        module, why_not = self._module()
+        if module is None:
+            return why_not
+        if query.device != self._device:
+            return f"the kernels run on {self._device} tensors, these are on {query.device}"
+        if query.dtype not in (*_NUMBERS, torch.float32):
+            return f"the kernels have no {query.dtype}"
+        if query.P != query.H:
+            return "the kernels have no projections"
+        if not (query.I and query.H and query.B):
+            return "the kernels need at least one row, one feature and one unit"
+        for backward in (False, True)[: 1 + query.grad]:
+            number = _number(query.dtype)
+            plan = self.plan(query.cell, number, backward, query.S, query.B, padded(query.H, query.dtype))
+            if plan.error:
+                return str(plan.error)
+        return None
+
+    def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
+        """The kernel and the launch for a call on the current device; its text says what they are."""
+        module, device = self._module()[0], torch.cuda.current_device() if self._device == "cuda" else 0
+        return module.plan(module.cells.index(cell), number, backward, streams, batch, hidden, self._limits(device))
+
+    def _limits_of(self, device: int) -> Any:
+        return self._module()[0].limits(device)
+
+    def forward(self, call: Call, save: str) -> Result:
+        cell, x = call.cell, call.x
+        with _on(x.device):
+            sizes = _Sizes(call)
+            hidden, rows, streams = sizes.padded, sizes.steps * sizes.batch, sizes.streams
+            x_gates, bias = _input(call, sizes)
+            y = x.new_empty(sizes.steps, sizes.batch, streams * hidden)
+            finals = tuple([x.new_empty(streams, sizes.batch, hidden) for _ in range(cell.states)])
+            tape = x.new_empty(streams, rows, cell.tape * hidden) if save == GATES and cell.tape else None
+            c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None
+            tensors = (
+                *(x_gates, _recurrent(call, sizes), bias, *sizes.states(call), y, *_two(finals), tape, c),
+                *(_lengths(call), _resets(call)),
+            )
+            self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors)
+        saved = Saved(None if tape is None else sizes.cut(tape, cell.tape), None if c is None else sizes.cut(c, 1))
+        return Result(sizes.cut(y, streams), tuple([sizes.cut(a, 1) for a in finals]), saved)
+
+    def backward(
+        self,
+        call: Call,
+        saved: Saved,
+        y: Tensor,
+        dy: Tensor,
+        dfinals: tuple[Tensor | None, ...],
+        needed: tuple[bool, ...],
+        last: bool,
+        dc: Tensor | None = None,
+        gates: bool = False,
+    ) -> Gradients:
+        cell, x, streams = call.cell, call.x, len(call.weights)
+        with _on(x.device):
+            sizes = _Sizes(call)
+            tape = None if saved.tape is None else sizes.pad(saved.tape.to(x.dtype), cell.tape)
+            c = None if saved.c is None else sizes.pad(saved.c)
+            plan = self._plan_of(call, sizes, backward=True)
+            dgates = x.new_empty(streams, sizes.steps * sizes.batch, cell.dgates * sizes.padded)
+            dstates = tuple([x.new_empty(streams, sizes.batch, sizes.padded) for _ in call.states])
+            h0, c0 = sizes.states(call)
+            dhn, dcn = _two(tuple([None if d is None else sizes.pad(d) for d in dfinals]))
+            tensors = (
+                *(_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams)),
+                *(h0, None if c0 is None else c0.float(), sizes.pad(dy, streams)),
+                *(dhn, dcn, None if dc is None else sizes.pad(dc), dgates, *_two(dstates)),
+                *(_lengths(call), _resets(call)),
+            )
+            self._run("backward", call, sizes, plan, tensors)
+        return Gradients(sizes.cut(dgates, cell.dgates), tuple([sizes.cut(a, 1) for a in dstates]))
+
+    def _plan_of(self, call: Call, sizes: _Sizes, backward: bool) -> Any:
+        number = _number(call.x.dtype)
+        return self.plan(call.cell.name, number, backward, sizes.streams, sizes.batch, sizes.padded)
+
+    def _run(self, name: str, call: Call, sizes: _Sizes, plan: Any, tensors: tuple[Tensor | None, ...]) -> None:
+        module = self._module()[0]
+        reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
+        stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
+        addresses = [0 if a is None else a.data_ptr() for a in tensors]
+        head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
+        code = module.cells.index(call.cell.name)
+        getattr(module, name)(plan, code, _number(call.x.dtype), head, addresses, stream)
+
+    def info(self) -> dict[str, Any]:
+        module, why_not = self._module()
+        return {"built": True} if module is not None else {"built": False, "reason": why_not}
+
+
+class _Sizes:
+    """A call's sizes, and H as the kernels have it: rounded up to 16 bytes, with units that stay zero."""
+
+    def __init__(self, call: Call) -> None:
+        self.steps, self.batch = call.x.shape[:2]
+        self.hidden, self.streams = call.hidden, len(call.weights)
+        self.padded = padded(self.hidden, call.x.dtype)
+
+    def pad(self, a: Tensor, blocks: int = 1) -> Tensor:
+        """(..., blocks * hidden) to (..., blocks * padded), contiguous and on 16 bytes."""
+        if self.padded != self.hidden:
+            split = a.reshape(*a.shape[:-1], blocks, self.hidden)
+            return torch.nn.functional.pad(split, (0, self.padded - self.hidden)).flatten(-2)
+        a = a.contiguous()
+        return a if a.data_ptr() % 16 == 0 else a.clone()
+
+    def cut(self, a: Tensor, blocks: int) -> Tensor:
+        """The reverse of `pad`."""
+        if self.padded == self.hidden:
+            return a
+        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2)
+
+    def pad_rows(self, w: Tensor, gates: int) -> Tensor:
+        """(gates * hidden, n) to (gates * padded, n)."""
+        if self.padded == self.hidden:
+            return w
+        split = w.view(gates, self.hidden, -1)
+        return torch.nn.functional.pad(split, (0, 0, 0, self.padded - self.hidden)).flatten(0, 1)
+
+    def states(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
+        return _two(tuple([self.pad(a) for a in call.states]))
+
+
+def padded(hidden: int, dtype: torch.dtype) -> int:
+    """The number of units that the kernels run: H rounded up to 16 bytes."""
+    unit = 128 // torch.finfo(dtype).bits
+    return -(-hidden // unit) * unit
+
+
+def _number(dtype: torch.dtype) -> int:
+    found = _NUMBERS.get(dtype)
+    if found is not None:
+        return found
+    rnn = getattr(torch.backends.cudnn, "rnn", None)  # from torch 2.9 on
+    precision = getattr(rnn, "fp32_precision", None)
+    tf32 = torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
+    return _TF32 if tf32 else _FP32
+
+
+def _two(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
+    return (*tensors, None, None)[:2]  # type: ignore[return-value]
+
+
+def _lengths(call: Call) -> Tensor | None:
+    return None if call.lengths is None else call.lengths.to(torch.int64).contiguous()
+
+
+def _resets(call: Call) -> Tensor | None:
+    return None if call.resets is None else call.resets.contiguous()
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _recurrent(call: Call, sizes: _Sizes) -> Tensor:
+    """All W_hh, (S, G*H, H)."""
+    gates = call.cell.gates
+    all_w = [sizes.pad(sizes.pad_rows(w.w_hh, gates)) for w in call.weights]
+    return all_w[0].unsqueeze(0) if len(all_w) == 1 else torch.stack(all_w)
+
+
+def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
+    """All W_hh^T as a backward kernel reads them: (S, blocks, H, depth), a block's units gate by gate, then zeros."""
+    gates, hidden = call.cell.gates, sizes.padded
+    out = call.x.new_zeros(sizes.streams, plan.blocks, hidden, plan.depth)
+    for w, to in zip(_recurrent(call, sizes), out, strict=True):
+        by_gate = w.view(gates, hidden, hidden)
+        for block in range(plan.blocks):
+            units = by_gate[:, block * plan.units : (block + 1) * plan.units]  # the last block may have fewer
+            place = to[block, :, : gates * plan.units].view(hidden, gates, plan.units)
+            place[:, :, : units.shape[1]].copy_(units.permute(2, 0, 1))
+    return out
+
+
+def _input(call: Call, sizes: _Sizes) -> tuple[Tensor, Tensor | None]:
+    """The gates' input part (S, T*B, G*H), and the recurrent bias of split gates (S, split*H) if there is one."""
+    cell, x = call.cell, call.x.reshape(-1, call.x.shape[-1])
+    gates = x.new_empty(sizes.streams, x.shape[0], cell.gates * sizes.padded)
+    of_split = []
+    for w, out in zip(call.weights, gates, strict=True):
+        w_ih = sizes.pad_rows(w.w_ih, cell.gates)
+        if w.b_ih is None or w.b_hh is None:
+            torch.mm(x, w_ih.t(), out=out)
+            continue
+        b_hh = w.b_hh
+        if cell.split:
+            of_split.append(sizes.pad(_split_rows(cell, b_hh), len(cell.split)))
+            b_hh = _without_split(cell, b_hh)
+        torch.addmm(sizes.pad(w.b_ih + b_hh, cell.gates), x, w_ih.t(), out=out)
+    return gates, torch.stack(of_split) if of_split else None
+
+
+def _split_rows(cell: Cell, b: Tensor) -> Tensor:
+    return b.view(cell.gates, -1)[list(cell.split)].flatten()
+
+
+def _without_split(cell: Cell, b: Tensor) -> Tensor:
+    b = b.view(cell.gates, -1).clone()
+    b[list(cell.split)] = 0
+    return b.flatten()
+
+
+assert all(cell.split == tuple(range(cell.gates - len(cell.split), cell.gates)) for cell in CELLS.values())
