@@ -33,13 +33,13 @@ _FLAGS = (
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "FASTRNN_ISA")
 
 
-def describe(library: Any) -> dict[str, Any]:
+def describe(library: Any, program: str = "benchmarks.cpu") -> dict[str, Any]:
     """The environment record. `library` is fastrnn, or torch.nn in a run against itself."""
     model, flags = _processor()
     return {
         "kind": "environment",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks.cpu", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.executable).name, "-m", program, *sys.argv[1:]]),
         "cpu": model,
         "flags": [f for f in _FLAGS if f in flags],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

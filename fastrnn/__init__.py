@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastrnn import functional
 from fastrnn.backends import backend
+from fastrnn.backends.triton.precision import fp32_precision
 from fastrnn.cells_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.explain import explain
 from fastrnn.info import info
 from fastrnn.modules import GRU, LSTM, RNN
 from fastrnn.replace import replace
+from fastrnn.tune import tune
 
 __all__ = [
     "GRU",
@@ -20,9 +22,11 @@ __all__ = [
     "__version__",
     "backend",
     "explain",
+    "fp32_precision",
     "functional",
     "info",
     "replace",
+    "tune",
 ]
 
 __version__: str

@@ -17,7 +17,7 @@ HELP = """usage: fastrnn COMMAND [options]
   fastrnn train lm     train a language model on text (--data FILE_OR_FOLDER)
   fastrnn evaluate     perplexity of a checkpoint on a text
   fastrnn generate     text from a checkpoint
-  fastrnn info         what is installed: engine, instruction sets, threads, backends
+  fastrnn info         what is installed, what is missing and what that costs
 
 fastrnn COMMAND --help shows a command's options.
 """
@@ -175,7 +175,7 @@ def generate(args: list[str]) -> int:
 
 def show_info(args: list[str]) -> int:
     if args in (["-h"], ["--help"]):
-        print("usage: fastrnn info\n\nWhat is installed: engine, instruction sets, threads, backends.")
+        print("usage: fastrnn info\n\nWhat is installed, what is missing and what that costs.")
         return 0
     if args:
         raise UsageError(f"takes no arguments, got {args[0]}")

@@ -74,14 +74,19 @@ def lstm(
             direction when it crosses from t to t-1. resets[0] therefore clears hx, in the forward direction.
             With a PackedSequence (T, B) in the order of the batch before it was sorted.
         backend: "auto" or the name of a backend.
+        save: what is kept for backward, "gates", or "states": the gates are then made anew, in less memory and
+            more time.
+        return_states: return the states after every step of every layer, too.
 
     Returns:
         output (T, B, S*P) in the layout of `input`, and (h_n, c_n), shaped as hx. An empty batch or sequence
-        gives an empty output (T = 0 leaves the state as it was), where torch.nn raises.
+        gives an empty output (T = 0 leaves the state as it was), where torch.nn raises. With `return_states`
+        also (h, c), h (L, T, B, S*P) and c (L, T, B, S*H), each layer in the layout of `input`, (L, N, ...) with
+        a PackedSequence of N rows; zero beyond a row's length.
 
     Raises:
-        ValueError, RuntimeError: wrong rank, size, dtype or device, as torch.nn does; RuntimeError also when
-            the backend asked for cannot run the call.
+        ValueError, RuntimeError: wrong rank, size, dtype or device, as torch.nn does; ValueError also for an
+            unknown `backend` or `save`, RuntimeError when the backend asked for cannot run the call.
         TypeError: `lengths` or `resets` of the wrong dtype.
     """
     reverse, rate = _options(weights, bidirectional, dropout, training, save)

@@ -64,7 +64,7 @@ def _enter(backend: Backend, call: Call, y: Tensor, douts: tuple[Optional, ...])
     dy = torch.zeros_like(y) if douts[0] is None else douts[0].contiguous()
     dfinals = douts[1 : 1 + count]
     trail = douts[1 + count] if len(douts) > 1 + count else None
-    if call.lengths is None or backend.ragged_layout == "padded":
+    if call.lengths is None or "padded" in backend.ragged_layouts:
         return _Entered(None, call, y, dy, dfinals, None if trail is None else trail.flatten(1, -2))
     packing, packed = pack_call(call)
     dc = None if trail is None else torch.stack([packing.pack(a) for a in trail])
@@ -283,7 +283,8 @@ def previous(call: Call, s: int, after: Tensor, initial: Optional) -> list[tuple
     if not rows:
         return []
     batch = call.batch
-    if call.batch_sizes is None and call.resets is None and call.lengths is None:
+    # Rows beyond a row's length have no part in any product, and forward no other row comes after them.
+    if call.batch_sizes is None and call.resets is None and (call.lengths is None or not reverse):
         edge, rest = slice(0, batch), slice(batch, rows)
         if reverse:
             edge, rest = slice(rows - batch, rows), slice(0, rows - batch)

@@ -18,6 +18,7 @@ _EXTRAS = {
     "train": (("lightning", "jsonargparse", "tokenizers"), "`fastrnn train` needs it"),
     "plot": (("matplotlib",), "plots of benchmarks need it"),
     "privacy": (("opacus",), "`fastrnn.opacus` needs it"),
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "`torch.onnx.export`, and whoever runs what it makes, need it"),
 }
 _NOT_BUILT = (
     "it is not part of this installation: no C++ compiler or no Python headers were found when fastrnn was installed, "

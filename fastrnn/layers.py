@@ -141,6 +141,7 @@ def prepare(
         packed is not None or lengths is not None,
         resets is not None,
         return_states and cell.states > 1,
+        lengths=lengths is not None,
     )
     return Problem(x, states, weights, query, packed, lengths, resets, return_states)
 
@@ -189,7 +190,7 @@ def solve(
     if packed is not None:
         return _solve_packed(how, problem)
     lengths = lengths.to(x.device)  # type: ignore[union-attr]
-    if engine.ragged_layout == "padded" or not ordinary((x, lengths)):  # where the values of `lengths` are not known
+    if "padded" in engine.ragged_layouts or not ordinary((x, lengths)):  # where the values of `lengths` are not known
         if resets is not None:
             resets = resets & (torch.arange(query.T, device=x.device)[:, None] < lengths)
         return _layers(how, x, states, weights, lengths, None, resets)
@@ -219,10 +220,10 @@ def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
         y, finals, trail = _layers(how, x, states, weights, None, None, resets)
         return y.flatten(0, 1), finals, tuple([a.flatten(1, 2) for a in trail])
     if resets is not None:
-        resets = Packing.of_batch_sizes(sizes, query.B, x.device).pack(resets)
-    if how.engine.ragged_layout == "packed":
+        resets = Packing.of_batch_sizes(sizes, query.B, x.shape[0], x.device).pack(resets)
+    if "packed" in how.engine.ragged_layouts:
         return _layers(how, x, states, weights, None, sizes, resets)
-    packing = Packing.of_batch_sizes(sizes, query.B, x.device)
+    packing = Packing.of_batch_sizes(sizes, query.B, x.shape[0], x.device)
     resets = None if resets is None else packing.unpack(resets)
     lengths = packing.lengths.to(x.device)
     y, finals, trail = _layers(how, packing.unpack(x), states, weights, lengths, None, resets)

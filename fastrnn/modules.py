@@ -1,7 +1,8 @@
 """RNN, LSTM and GRU in the place of torch.nn's: same arguments, attributes, parameters, state_dict and results.
 
-Beyond torch.nn, `forward` takes `lengths=` and `resets=` (see `fastrnn.functional.lstm`) and the constructor
-takes `backend=`. An empty batch or sequence gives an empty result.
+Beyond torch.nn, `forward` takes `lengths=`, `resets=` and `return_states=` (see `fastrnn.functional.lstm`), and the
+constructor `backend=`, "auto" or a backend's name (`fastrnn.backends.NAMES`), and `save=`, "gates" or "states": what is
+kept for backward. An empty batch or sequence gives an empty result.
 """
 
 from __future__ import annotations
@@ -55,19 +56,8 @@ class Recurrent(nn.RNNBase):
     ) -> None:
         check_sizes(ValueError, 1, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_proj_size(proj_size, hidden_size)
-        super().__init__(
-            mode,
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device=device,
-            dtype=dtype,
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        super().__init__(mode, *sizes, bias, batch_first, dropout, bidirectional, proj_size, device=device, dtype=dtype)
         self.backend = check_name(backend)
         self.save = check_save(save)
         self.__dict__.pop("_quick_names", None)  # of another call of __init__
@@ -155,7 +145,7 @@ def _refuse_proj_size(name: str, proj_size: int | None) -> None:
 class RNN(Recurrent):
     """Elman network, as torch.nn.RNN: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu.
 
-    Args: those of torch.nn.RNN, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    Args: those of torch.nn.RNN, and `backend` and `save`, see above.
     """
 
     def __init__(
@@ -179,20 +169,9 @@ class RNN(Recurrent):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
-        super().__init__(
-            f"RNN_{nonlinearity.upper()}",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            save=save,
-        )
+        mode = f"RNN_{nonlinearity.upper()}"
+        layer = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(mode, *layer, device=device, dtype=dtype, backend=backend, save=save)
 
     def forward(
         self,
@@ -214,7 +193,7 @@ class RNN(Recurrent):
 class LSTM(Recurrent):
     """Long short-term memory, as torch.nn.LSTM, with `proj_size`.
 
-    Args: those of torch.nn.LSTM, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    Args: those of torch.nn.LSTM, and `backend` and `save`, see above.
     """
 
     def __init__(
@@ -233,21 +212,8 @@ class LSTM(Recurrent):
         backend: str = "auto",
         save: str = "gates",
     ) -> None:
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            save=save,
-        )
+        layer = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *layer, device=device, dtype=dtype, backend=backend, save=save)
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -273,7 +239,7 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """Gated recurrent unit, as torch.nn.GRU.
 
-    Args: those of torch.nn.GRU, and `backend`, "auto" or a backend's name (`fastrnn.backends.NAMES`).
+    Args: those of torch.nn.GRU, and `backend` and `save`, see above.
     """
 
     def __init__(
@@ -293,20 +259,8 @@ class GRU(Recurrent):
         save: str = "gates",
     ) -> None:
         _refuse_proj_size("GRU", proj_size)
-        super().__init__(
-            "GRU",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            save=save,
-        )
+        layer = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", *layer, device=device, dtype=dtype, backend=backend, save=save)
 
     def forward(
         self,

@@ -105,6 +105,8 @@ def _forward(cell: str, backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, li
         check_batch_sizes(call.batch_sizes, x.shape[0])
         if not call.states:
             raise ValueError("states: expected with batch_sizes, as they tell B")
+        if call.batch != int(call.batch_sizes[0]):
+            raise ValueError(f"states: expected B = batch_sizes[0] = {int(call.batch_sizes[0])}, got {call.batch}")
     y, finals, saved, states = uniform.forward(BACKENDS[backend], call, save, trail)
     return y, [a for a in finals if a is not None], saved, states
 
@@ -118,8 +120,8 @@ def _forward_fake(
     batch = call.states[0].shape[1] if call.states else x.shape[-2]  # packed calls always bring states
     finals = [x.new_empty(streams, batch, n) for n in (call.out, call.hidden)[: call.cell.states]]
     y = x.new_empty(*call.rows, streams * call.out)
-    dtype = uniform.saved_dtype(x)
-    saved = [x.new_empty(n, dtype=dtype) for n in uniform.vector_sizes(BACKENDS[backend], call, save)]
+    sizes, dtypes = uniform.vector_sizes(BACKENDS[backend], call, save), BACKENDS[backend].saved_dtypes(x.dtype)
+    saved = [x.new_empty(n, dtype=d) for n, d in zip(sizes, dtypes, strict=True)]
     states = [x.new_empty(streams, *call.rows, call.hidden)] if trail and call.cell.states > 1 else []
     return y, finals, saved, states
 

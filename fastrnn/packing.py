@@ -30,22 +30,22 @@ class Packing(NamedTuple):
     def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Packing:
         """From lengths (B,), on the CPU, in any order, zeros allowed."""
         ordered, order = torch.sort(lengths.long(), descending=True, stable=True)
-        return Packing._build(ordered, order, steps, device)
-
-    @staticmethod
-    def of_batch_sizes(batch_sizes: Tensor, batch: int, device: torch.device) -> Packing:
-        """From the batch_sizes of a PackedSequence of `batch` rows; the rows keep their order."""
-        order = torch.arange(batch, device="cpu")
-        return Packing._build((batch_sizes[:, None] > order).sum(0), order, batch_sizes.numel(), device)
-
-    @staticmethod
-    def _build(ordered: Tensor, order: Tensor, steps: int, device: torch.device) -> Packing:
         batch = order.numel()
         longest = int(ordered[0]) if batch else 0
-        time = torch.arange(longest, device="cpu")[:, None]
-        live = time < ordered
-        index = (time * batch + order)[live]
+        live = torch.arange(longest, device="cpu")[:, None] < ordered
+        index = (torch.arange(longest, device="cpu")[:, None] * batch + order)[live]
         return Packing(steps, order.to(device), ordered, live.sum(1), index.to(device))
+
+    @staticmethod
+    def of_batch_sizes(batch_sizes: Tensor, batch: int, rows: int, device: torch.device) -> Packing:
+        """From the batch_sizes of a PackedSequence of `batch` sequences and `rows` rows; they keep their order."""
+        order = torch.arange(batch, device="cpu")
+        lengths = (batch_sizes[:, None] > order).sum(0)
+        # Sizes come from sizes alone, never from values, which a tracer does not have.
+        ends, row = torch.cumsum(batch_sizes, 0), torch.arange(rows, device="cpu")
+        time = torch.searchsorted(ends, row, right=True)
+        index = time * batch + row - (ends - batch_sizes)[time]
+        return Packing(batch_sizes.numel(), order.to(device), lengths, batch_sizes, index.to(device))
 
     def pack(self, padded: Tensor) -> Tensor:
         """(T, B, ...) to (N, ...)."""
@@ -121,25 +121,27 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
     Entries below N are rows of y, N + b is the initial state of batch row b, and N + B is the
     cleared state that follows a reset.
     """
-    batch = call.batch
-    if call.batch_sizes is None:
+    batch, device = call.batch, call.x.device
+    if call.batch_sizes is None:  # everything on the device
         steps = call.x.shape[0]
-        sizes = torch.full((steps,), batch, device="cpu")
+        total = steps * batch
+        index = torch.arange(total, device=device)
+        position = index % batch
+        other = index // batch + (1 if reverse else -1)
+        exists = (other >= 0) & (other < steps)
+        if call.lengths is not None and reverse:
+            exists &= other < call.lengths.long()[position]
+        rows = torch.where(exists, other * batch + position, total + position)
     else:
         sizes = call.batch_sizes
-        steps = sizes.numel()
-    starts = torch.cumsum(sizes, 0) - sizes
-    time = torch.repeat_interleave(torch.arange(steps, device="cpu"), sizes)
-    total = time.numel()
-    position = torch.arange(total, device="cpu") - starts[time]
-    other = time + 1 if reverse else time - 1
-    exists = (other >= 0) & (other < steps)
-    inside = other.clamp(0, max(steps - 1, 0))
-    exists &= position < sizes[inside]
-    device = call.x.device
-    if call.lengths is not None and reverse:
-        exists = exists.to(device) & (other.to(device) < call.lengths.long()[position.to(device)])
-    rows = torch.where(exists.to(device), (starts[inside] + position).to(device), (total + position).to(device))
+        steps, starts = sizes.numel(), torch.cumsum(sizes, 0) - sizes
+        time = torch.repeat_interleave(torch.arange(steps, device="cpu"), sizes)
+        total = time.numel()
+        position = torch.arange(total, device="cpu") - starts[time]
+        other = time + (1 if reverse else -1)
+        inside = other.clamp(0, steps - 1)
+        exists = (other >= 0) & (other < steps) & (position < sizes[inside])
+        rows = torch.where(exists, starts[inside] + position, total + position).to(device)
     if call.resets is not None:
         cut = call.resets.reshape(-1)
         cut = cut[rows.clamp(max=total - 1)] & (rows < total) if reverse else cut
@@ -149,9 +151,9 @@ def previous_rows(call: Call, reverse: bool) -> Tensor:
 
 def run(backend: Backend, call: Call, save: str) -> Result:
     """Forward, in the form that `backend` takes ragged batches in; y is in the call's form, `saved` in its own."""
-    if call.batch_sizes is not None and backend.ragged_layout == "padded":
+    if call.batch_sizes is not None and "packed" not in backend.ragged_layouts:
         return _pad_and_run(backend, call, save)
-    if call.lengths is None or backend.ragged_layout == "padded":
+    if call.lengths is None or "padded" in backend.ragged_layouts:
         return backend.forward(call, save)
     packing, packed = pack_call(call)
     if packed is None:
@@ -166,7 +168,7 @@ def run(backend: Backend, call: Call, save: str) -> Result:
 def _pad_and_run(backend: Backend, call: Call, save: str) -> Result:
     assert call.batch_sizes is not None
     device = call.x.device
-    packing = Packing.of_batch_sizes(call.batch_sizes, call.batch, device)
+    packing = Packing.of_batch_sizes(call.batch_sizes, call.batch, call.x.shape[0], device)
     resets = None if call.resets is None else packing.unpack(call.resets)
     padded = call._replace(
         x=packing.unpack(call.x), lengths=packing.lengths.to(device), batch_sizes=None, resets=resets

@@ -63,8 +63,10 @@ def replace(model: nn.Module, *, backend: str = "auto") -> Report:
         A list of what was swapped; `.skipped` lists what was not and why, `.model` is the model.
 
     Raises:
-        ValueError: no backend has this name.
+        TypeError: `model` is no module. ValueError: no backend has this name.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_name(backend)
     report = Report(model)
     made: dict[int, nn.Module] = {}

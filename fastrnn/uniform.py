@@ -30,12 +30,13 @@ def forward(backend: Backend, call: Call, save: str, trail: bool) -> tuple[Tenso
     states = []
     if trail and saved.c is not None:
         c = saved.c
-        if call.lengths is not None and backend.ragged_layout == "packed":
+        if call.lengths is not None and "padded" not in backend.ragged_layouts:
             packed, _ = packing.pack_call(call)
             c = torch.stack([packed.unpack(a) for a in c])
         states.append(differentiable.at_every_step(call, c).clone())
     sizes = vector_sizes(backend, call, save)
-    return y, finals, [_vector(a, n, call.x) for a, n in zip(saved, sizes, strict=True)], states
+    dtypes = backend.saved_dtypes(call.x.dtype)
+    return y, finals, [_vector(a, n, call.x, d) for a, n, d in zip(saved, sizes, dtypes, strict=True)], states
 
 
 def backward(
@@ -57,7 +58,7 @@ def backward(
         if backend.differentiable:
             grads = derivative(call, flat, douts, needed, samples, create_graph=False, backend=backend)
         else:
-            saved = _saved(call, vectors)
+            saved = _saved(backend, call, vectors)
             if saved.c is None and call.cell.states > 1 and y.numel():  # a graph made where no gradient was wanted
                 saved = packing.run(backend, call, GATES).saved
             grads = (
@@ -146,26 +147,22 @@ def vector_sizes(backend: Backend, call: Call, save: str) -> tuple[Any, Any, Any
     return rows * tape, rows * c, rows * m
 
 
-def saved_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def _vector(a: Tensor | None, size: int, like: Tensor) -> Tensor:
+def _vector(a: Tensor | None, size: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """`a` as a vector of `size` elements, the first of them its own."""
     if a is not None and size and a.numel() == size:
         return a.view(-1)
-    out = like.new_zeros(size, dtype=saved_dtype(like))
+    out = like.new_zeros(size, dtype=dtype)
     if a is not None and size:
         out[: a.numel()] = a.view(-1)
     return out
 
 
-def _saved(call: Call, vectors: Sequence[Tensor]) -> Saved:
+def _saved(backend: Backend, call: Call, vectors: Sequence[Tensor]) -> Saved:
     """What `_vector` was made of: there are as many rows as there are tokens."""
     streams, rows = len(call.weights), 1
     for n in call.rows:
         rows *= n
-    if call.lengths is not None:
+    if call.lengths is not None and "padded" not in backend.ragged_layouts:
         rows = int(call.lengths.sum())
     hidden = call.hidden
     widths = (call.cell.tape * hidden, hidden, hidden)

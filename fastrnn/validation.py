@@ -78,7 +78,9 @@ def check_batch_sizes(sizes: Tensor, rows: int) -> None:
 
 
 def check_input(x: Tensor, w_ih: Tensor, wrong_dtype: type[Exception] = ValueError) -> None:
-    """Feature size, dtype and device of `x` against the first layer's weight."""
+    """Layout of `x`; feature size, dtype and device against the first layer's weight."""
+    if x.layout is not torch.strided:
+        raise RuntimeError(f"input: expected a dense Tensor (torch.strided), got {x.layout}")
     if x.dtype != w_ih.dtype:
         raise wrong_dtype(f"input: expected the weights' dtype {w_ih.dtype}, got {x.dtype}; convert one with .to()")
     if x.shape[-1] != w_ih.shape[-1]:
@@ -163,6 +165,8 @@ def hx_tuple(hx: Any, count: int, rank: int) -> tuple[Tensor, ...]:
             raise kind(f"hx: expected a tuple (h_0, c_0) of Tensors, got {got}")
         states = tuple(hx)
     for name, state in zip(STATE_NAMES, states, strict=False):
+        if not isinstance(state, Tensor):
+            raise AttributeError(f"{name}: expected a Tensor, got {type(state).__name__}")
         if state.dim() != rank:
             raise RuntimeError(f"{name}: expected {rank} dimensions to go with this input, got shape {shape(state)}")
     return states
@@ -178,6 +182,8 @@ def cell_hx(hx: Any, count: int) -> tuple[Tensor, ...]:
     if len(states) != count:
         raise RuntimeError(f"hx: expected a tuple (h, c) of Tensors, got {len(states)} values")
     for name, state in zip(STATE_NAMES, states, strict=False):
+        if not isinstance(state, Tensor):
+            raise AttributeError(f"{name}: expected a Tensor, got {type(state).__name__}")
         if state.dim() not in (1, 2):
             raise ValueError(f"{name}: expected 1 or 2 dimensions, got shape {shape(state)}")
     return states
@@ -205,7 +211,7 @@ def check_states(states: tuple[Tensor, ...], like: Tensor, lead: tuple[int, ...]
 
 def as_lengths(values: Any, batch: int, batched: bool) -> Tensor:
     """`lengths` as an integer tensor (B,)."""
-    lengths: Tensor = values if isinstance(values, Tensor) else torch.tensor(values, device="cpu")
+    lengths: Tensor = values if isinstance(values, Tensor) else _from_list(values)
     if lengths.dtype not in _INTEGERS:
         raise TypeError(f"lengths: expected an integer dtype, got {lengths.dtype}")
     if not batched and lengths.dim() == 0:
@@ -213,6 +219,14 @@ def as_lengths(values: Any, batch: int, batched: bool) -> Tensor:
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape {(batch,)}, one per batch row, got {shape(lengths)}")
     return lengths
+
+
+def _from_list(values: Any) -> Tensor:
+    try:
+        lengths = torch.tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths: expected a Tensor or a list of ints, got {values!r}") from error
+    return lengths if lengths.numel() else lengths.long()  # an empty list has no type of its own
 
 
 def check_length_range(lengths: Tensor, steps: int) -> None:

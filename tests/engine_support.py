@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrnn import differentiable
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import Call, Weights
+from fastrnn.backends.base import Backend, Call, Weights
 from fastrnn.backends.cpu import load
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.cells import CELLS
@@ -84,15 +84,15 @@ def like(call: Call, dtype: torch.dtype) -> Call:
     return call._replace(x=to(call.x), states=tuple(map(to, call.states)), weights=weights)
 
 
-def outputs(call: Call, reference: bool = False) -> list[Tensor]:
+def outputs(call: Call, reference: bool = False, backend: Backend = CPU, **options: Any) -> list[Tensor]:
     """y (unless it is the first final state) and the final states."""
-    result = differentiable.run(REFERENCE, call) if reference else recurrence(CPU, call)
+    result = differentiable.run(REFERENCE, call) if reference else recurrence(backend, call, **options)
     return list(result.finals) if call.single_step else [result.y, *result.finals]
 
 
-def run(call: Call, reference: bool = False, seed: int = 1, backward: bool = True) -> dict[str, Tensor]:
-    """Outputs, and the gradient of their product with random numbers for every input."""
-    outs = outputs(call, reference)
+def run(call: Call, reference: bool = False, seed: int = 1, backward: bool = True, **options: Any) -> dict[str, Tensor]:
+    """Outputs, and the gradient of their product with random numbers for every input; `options` as of `outputs`."""
+    outs = outputs(call, reference, **options)
     named = {f"output {k}": a.detach() for k, a in enumerate(outs)}
     if backward:
         g = torch.Generator().manual_seed(seed)

@@ -44,6 +44,8 @@ CALLS = {
     "hx rank, unbatched": (lambda m, n: m(X[:, 0], wrap(n, H0)), ["hx", "2 dimensions", (1, B, H)]),
     "hx dtype": (lambda m, n: m(X, wrap(n, H0.double())), ["hx", torch.float32, torch.float64]),
     "hx elsewhere": (lambda m, n: m(X, wrap(n, H0.to("meta"))), ["hx", "cpu", "meta"]),
+    "hx of None": (lambda m, n: m(X, (None, None)), ["hx", "Tensor"]),
+    "sparse": (lambda m, n: m(X.to_sparse()), ["input", "dense", torch.sparse_coo]),
     "packed hx": (
         lambda m, n: m(pack_padded_sequence(X, FALLING), wrap(n, sequence(1, B + 1, H))),
         ["hx", (1, B, H), (1, B + 1, H)],
@@ -55,6 +57,7 @@ LSTM_CALLS = {
     "one state": (lambda m, n: m(X, (H0,)), ["hx", "tuple", 1]),
     "c batch": (lambda m, n: m(X, (H0, sequence(1, B + 1, H))), ["cx", (1, B, H), (1, B + 1, H)]),
     "c rank": (lambda m, n: m(X, (H0, sequence(B, H))), ["cx", "3 dimensions", (B, H)]),
+    "c of None": (lambda m, n: m(X, (H0, None)), ["cx", "Tensor", "NoneType"]),
     "c dtype": (lambda m, n: m(X, (H0, H0.double())), ["cx", torch.float32, torch.float64]),
 }
 OTHER_CALLS = {"tuple too many": (lambda m, n: m(X, (H0, H0)), ["hx", "Tensor", "tuple"])}
@@ -77,6 +80,7 @@ LSTM_CELL_CALLS = {
     "tuple missing": (lambda m, n: m(X1, H1), ["hx", "tuple", (B, H)]),
     "three states": (lambda m, n: m(X1, (H1, H1, H1)), ["hx", "tuple", 3]),
     "one state": (lambda m, n: m(X1, (H1,)), ["hx", "tuple", 1]),
+    "c of None": (lambda m, n: m(X1, (H1, None)), ["cx", "Tensor", "NoneType"]),
 }
 OTHER_CELL_CALLS = {"tuple too many": (lambda m, n: m(X1, (H1, H1)), ["hx", "Tensor", "tuple"])}
 
@@ -147,6 +151,8 @@ def test_cell_nonlinearity_is_found_at_the_call():
 EXTRA = {
     "float lengths": ({"lengths": torch.ones(B)}, TypeError, ["lengths", "integer", torch.float32]),
     "list of floats": ({"lengths": [1.5] * B}, TypeError, ["lengths", "integer", "float"]),
+    "lengths of text": ({"lengths": "abc"}, TypeError, ["lengths", "list of ints", "'abc'"]),
+    "lengths of lists": ({"lengths": [[1], [2, 3]]}, TypeError, ["lengths", "list of ints", "[[1], [2, 3]]"]),
     "bool lengths": ({"lengths": torch.ones(B, dtype=torch.bool)}, TypeError, ["lengths", "integer", torch.bool]),
     "too many lengths": ({"lengths": [1] * (B + 1)}, ValueError, ["lengths", (B,), (B + 1,)]),
     "lengths of rank 2": ({"lengths": torch.ones(B, 1).long()}, ValueError, ["lengths", (B,), (B, 1)]),
@@ -166,6 +172,15 @@ def test_lengths_and_resets(name, options, kind, words):
         getattr(fastrnn, name)(I, H)(X, **options)
     for word in words:
         assert str(word) in str(raised.value), f"{word} is missing in: {raised.value}"
+
+
+def test_no_lengths_for_no_rows():
+    assert fastrnn.GRU(I, H)(X[:, :0], lengths=[])[0].shape == (T, 0, H)
+
+
+def test_replace_takes_modules():
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got int"):
+        fastrnn.replace(3)
 
 
 def test_lengths_with_a_packed_sequence():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks import cpu, environment, memory, parity, report, shapes, subjects
+from benchmarks import bandwidth, cpu, environment, memory, overhead, parity, report, shapes, subjects
 
 
 class OtherLibrary(SimpleNamespace):
@@ -166,6 +166,17 @@ def test_a_run_measures_reports_and_saves(monkeypatch, capsys, tmp_path):
     assert all(r["rounds"] >= 2 and r["ratio"]["p20"] <= r["ratio"]["p50"] <= r["ratio"]["p80"] for r in records[1:])
     assert saved.with_suffix(".txt").read_text() == report.full(records)
     assert report.summarise(records) in capsys.readouterr().out
+
+
+def test_small_benchmarks_give_a_line_of_positive_figures():
+    for text, start, figures in (
+        (bandwidth.line("GRU", 24, 0.01), "GRU     24      6 KiB", 3),
+        (overhead.line("LSTMCell", 8, 0.01), "LSTMCell  H=8    |", 9),
+    ):
+        assert text.startswith(start)
+        values = [float(v) for v in text.removeprefix(start).replace("|", " ").split()]
+        assert len(values) == figures
+        assert min(values) >= 0
 
 
 def test_an_unknown_filter_is_refused(capsys):

@@ -1,4 +1,4 @@
-"""What the documents name exists."""
+"""What the documents name exists, and their figures are those of the records."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks.environment import read
+from benchmarks.measure import geomean
+from benchmarks.report import markdown
+from benchmarks.shapes import CASES
+from benchmarks.targets import measurements
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "pytorch.md"
@@ -21,8 +27,25 @@ def test_the_table_names_tests():
     assert not without
 
 
+@pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_python_blocks_run(document):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
+        exec(compile(block, document, "exec"), {})
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED)
 def test_a_named_test_exists(file, name):
     tree = ast.parse((ROOT / file).read_text())
     found = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     assert not name or name in found, f"{file} has no {name}"
+
+
+def test_the_table_of_times_is_that_of_its_records():
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"`(benchmarks/results/\S+\.jsonl)`", text)
+    assert len(named) == 1
+    records = read(ROOT / named[0])
+    assert markdown(records) in text
+    listed = {case.name for case in CASES if case.listed}
+    means = [geomean([r["ratio"]["p50"] for r in measurements(records, n) if r["case"] in listed]) for n in (1, 2)]
+    assert "{:.2f} on one thread, {:.2f} on two".format(*means) in text

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
 # Cells, backends and cases in turn, so that each pair of a backend and a case comes once and the whole takes seconds.
 CHOSEN = [
     (list(CELLS)[k % len(CELLS)] if not case.startswith("projection") else "lstm", backend, case)
-    for k, (case, backend) in enumerate((case, b) for b in BACKENDS for case in CASES)
+    for k, (case, backend) in enumerate((case, b) for b in usable_backends() for case in CASES)
     if not (backend == "native" and (CASES[case].get("resets") or CASES[case].get("trail")))
 ]
 
@@ -99,16 +99,17 @@ def test_opcheck_of_backward(cell, backend, case):
     given = [k != 1 for k in range(len(douts))]
     douts = [d for d, there in zip(douts, given, strict=True) if there]
     needed = [case != "plain", *(True for _ in (*call[3], *call[4]))]
-    tests = {f"test_{t}": None for t in ("schema", "autograd_registration", "faketensor", "aot_dispatch_dynamic")}
-    if CASES[case].get("sizes"):  # its derivative asks batch_sizes for B, which has no values while it is traced
-        tests.pop("test_aot_dispatch_dynamic")
-    opcheck(torch.ops.fastrnn.backward, (*call, y, saved, douts, given, needed), test_utils=tuple(tests))
+    opcheck(torch.ops.fastrnn.backward, (*call, y, saved, douts, given, needed))
 
 
-def test_packed_calls_without_states_are_refused():
-    args = arguments("lstm", "cpu", sizes=True, states=False)
+@pytest.mark.parametrize("backend", usable_backends())
+def test_packed_calls_without_their_states_are_refused(backend):
+    args = arguments("lstm", backend, sizes=True, states=False)
     with pytest.raises(ValueError, match="states: expected with batch_sizes"):
         torch.ops.fastrnn.forward(*args)
+    few = [torch.randn(1, SIZES[0] - 1, H, dtype=torch.float64) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"states: expected B = batch_sizes\[0\] = 3, got 2"):
+        torch.ops.fastrnn.forward(*args[:3], few, *args[4:])
 
 
 needs_cuda = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a CUDA build")

@@ -27,6 +27,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
         most_(a.B > kBlockRows         ? a.B
               : a.T * a.B < kBlockRows ? a.T * a.B
                                        : kBlockRows),
+        own_(a.batch_sizes ? most_ : most_ / (a.B ? a.B : 1) * batch_),
         passing_(!unpacked_ && p.batch == 1 && a.T * a.B <= most_),
         late_(a.dx && !unpacked_ && !passing_ && goes_late(a)),
         in_dx_(late_ && !a.dgates),
@@ -58,9 +59,9 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
       Private p;
       p.rows = m.template take<const O*>(batch_);
       p.previous = m.template take<int64_t>(batch_);
-      p.chunk = m.template take<int64_t>(a_.dx ? most_ : 0);
-      p.gates_of = m.template take<const O*>(a_.dx ? most_ : 0);
-      p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? most_ * G * a_.H : 0);
+      p.chunk = m.template take<int64_t>(a_.dx ? own_ : 0);
+      p.gates_of = m.template take<const O*>(a_.dx ? own_ : 0);
+      p.gates = m.template take<O>((kRolls && a_.dx) || in_dx_ ? own_ * G * a_.H : 0);
       p.w = m.template take<O>(a_.dx ? w_ih_.passing() : 0);
       if (sums_) p.scratch.carve(m);
       if (privates_) privates_[i] = p;
@@ -303,6 +304,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   int64_t gi_;    // granules of I
   bool sums_;     // do we make the gradients of the weights, a chunk at a time?
   int64_t most_;  // most rows of a chunk
+  int64_t own_;   // and of them most rows of one thread
   bool passing_, late_, in_dx_;
   int64_t pitch_;  // from row to row of the gates
   Packing before_;

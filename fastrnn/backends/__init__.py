@@ -18,9 +18,10 @@ from fastrnn.backends.base import Backend, Query
 from fastrnn.backends.cpu import Cpu
 from fastrnn.backends.native import NATIVE
 from fastrnn.backends.reference import REFERENCE
+from fastrnn.backends.triton import Triton
 from fastrnn.ordinary import constant_when_compiled
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), NATIVE, REFERENCE)}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Triton(), NATIVE, REFERENCE)}
 NAMES = ("auto", *BACKENDS)
 
 # Twice: torch.compile cannot look into a ContextVar, but notices when a global of a module has changed.
@@ -101,7 +102,7 @@ def _choose(query: Query, name: str) -> Choice:
         why_not = BACKENDS[check_name(name)].unsupported(query)
         if why_not is not None:
             raise RuntimeError(f"backend {name!r} cannot run this call: {why_not}")
-        return Choice(BACKENDS[name], "asked for by name")
+        return Choice(BACKENDS[name], f"asked for by name: {BACKENDS[name].how(query)}")
     if query.step and query.device == "cpu" and BACKENDS["native"].unsupported(query) is None:
         if query.cast:
             return Choice(BACKENDS["native"], "native: casts the weights once for all steps under autocast")
@@ -109,9 +110,9 @@ def _choose(query: Query, name: str) -> Choice:
             return Choice(BACKENDS["native"], "native: measured to be faster at training single steps of this size")
     skipped: list[str] = []
     for candidate in BACKENDS.values():
-        why_not = candidate.unsupported(query)
+        why_not = candidate.unsupported(query) or candidate.passed_over(query)
         if why_not is None:
-            return Choice(candidate, "; ".join([*skipped, f"{candidate.name}: runs it"]))
+            return Choice(candidate, "; ".join([*skipped, f"{candidate.name}: {candidate.how(query)}"]))
         skipped.append(f"{candidate.name}: {why_not}")
     raise AssertionError("unreachable: the reference runs everything")
 

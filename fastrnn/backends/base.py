@@ -7,7 +7,7 @@ Symbols used here and in every backend:
     N       rows: T * B of a padded batch, the number of tokens of a packed one
     G, D    the cell's gates and dgates
 
-A batch of sequences of different lengths has two forms, and a backend names the one it takes:
+A batch of sequences of different lengths has two forms, and a backend names those it takes:
 `padded`, x (T, B, I) with `lengths` (B,) on x's device; `packed`, x (N, I) with `batch_sizes` (T,)
 on the CPU, the rows of a PackedSequence. A batch of equal lengths is always x (T, B, I).
 
@@ -75,7 +75,9 @@ class Call(NamedTuple):
 
     @property
     def batch(self) -> int:
-        return self.x.shape[-2] if self.batch_sizes is None else int(self.batch_sizes[0])
+        if self.batch_sizes is None:
+            return self.x.shape[-2]
+        return self.states[0].shape[-2] if self.states else int(self.batch_sizes[0])
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -101,7 +103,7 @@ GATES, STATES, NOTHING = "gates", "states", ""  # what a forward saves, see Save
 class Saved(NamedTuple):
     """What backward needs besides the call and y: all of it with "gates", all but the tape with "states".
 
-    fp64 in an fp64 call, otherwise fp32. Tensors that are not there are None.
+    Of the backend's `saved_dtypes`. Tensors that are not there are None.
     """
 
     tape: Tensor | None = None  # (S, N, V*H): the cell's tape, one block of H per value
@@ -155,19 +157,32 @@ class Query(NamedTuple):
     trail: bool = False  # all of c is asked for, not the last of it alone
     step: bool = False  # a single step, of a cell
     cast: bool = False  # under autocast on the CPU, its weights not cast yet
+    lengths: bool = False  # ragged by `lengths`, a tensor, whose values the host may not know
 
 
 class Backend:
     """Base class of the backends."""
 
     name: str
-    ragged_layout = "padded"  # the form of ragged batches that it takes
+    ragged_layouts: tuple[str, ...] = ("padded",)  # the forms of ragged batches that it takes
     takes_single_steps = False  # and calls of the form that they have
     differentiable = False  # forward is made of PyTorch operations and autograd does the rest
 
     def unsupported(self, query: Query) -> str | None:
         """Why this backend cannot run `query`, or None if it can."""
         raise NotImplementedError
+
+    def passed_over(self, query: Query) -> str | None:
+        """Why `auto` leaves `query` to the backends after this one, although it can run it, or None."""
+        return None
+
+    def how(self, query: Query) -> str:
+        """How it would run `query`, for whoever asks why."""
+        return "runs it"
+
+    def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        """Types of the parts of `Saved` in a call of type `dtype`."""
+        return (torch.float64 if dtype is torch.float64 else torch.float32,) * 3
 
     def forward(self, call: Call, save: str) -> Result:
         """Run the recurrence; `save` says what to keep for backward: NOTHING, STATES or GATES."""

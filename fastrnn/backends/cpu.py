@@ -37,7 +37,7 @@ def load() -> tuple[ModuleType | None, str]:
 
 class Cpu(Backend):
     name = "cpu"
-    ragged_layout = "packed"
+    ragged_layouts = ("packed",)
     takes_single_steps = True
 
     def unsupported(self, query: Query) -> str | None:

@@ -14,7 +14,7 @@ from fastrnn.ordinary import traced
 
 class Native(Backend):
     name = "native"
-    ragged_layout = "packed"
+    ragged_layouts = ("packed",)
     differentiable = True
     takes_single_steps = True
 
