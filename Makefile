@@ -3,13 +3,15 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARGS ?=
+# The CUDA kernels take minutes to compile and need nvcc: make FASTRNN_CUDA=1 installs them, too.
+export FASTRNN_CUDA ?= 0
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow bench lint format sanitize sanitize-emulator wheel clean
+.PHONY: demo test slow bench lint format sanitize sanitize-emulator cuda wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -58,7 +60,7 @@ wheel: .venv/.lint
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info fastrnn/_cpu*.so .venv
+	rm -rf build dist *.egg-info fastrnn/_cpu*.so fastrnn/_cuda*.so .venv
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
@@ -85,6 +87,12 @@ endef
 	@echo 'building the emulator'
 	$(call emulate,build/emulator,)
 	@touch $@
+
+# The CUDA kernels for all architectures, in a tree of their own, for tests/test_cuda_compiled.py.
+cuda: .venv/.tools
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DFASTRNN_CUDA=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+	$(BIN)/cmake --build build/cuda --target _cuda
 
 .venv/.lint: .venv/.installed
 	$(pip) ruff mypy clang-format build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastrnn import backends, ops
 from fastrnn.backends.cuda import Cuda
+from fastrnn.backends.triton.precision import fp32_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,11 +55,16 @@ NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32,
 @pytest.fixture
 def emulated(monkeypatch):
     """A function that returns the backend set up for one of NUMBERS."""
+    backend = Emulated()
+    for module in (backends, ops):  # in the place of the one for the GPU
+        monkeypatch.setitem(module.BACKENDS, "cuda", backend)
+    backends.clear_choices()
+    with contextlib.ExitStack() as stack:
 
-    def prepare(number: str) -> Emulated:
-        monkeypatch.setattr("fastrnn.backends.cuda._FP32", 2 if number == "tf32" else 3)
-        monkeypatch.setattr("fastrnn.backends.cuda._TF32", 2 if number == "tf32" else 3)
-        return Emulated()
+        def prepare(number: str) -> Emulated:
+            stack.enter_context(fp32_precision("tf32" if number == "tf32" else "ieee"))
+            return backend
 
-    yield prepare
+        yield prepare
     EMULATOR.schedule()
+    backends.clear_choices()

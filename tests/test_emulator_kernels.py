@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from device_support import stays_on
 from emulator_support import EMULATOR, NUMBERS, Emulated, emulated, needs_emulator, needs_races
 from engine_support import Case, inputs_of, like, make_call
 from support import error
 from tolerances import KERNELS
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
+import fastrnn
 from fastrnn import differentiable
-from fastrnn.backends.base import Backend, Call
+from fastrnn.backends.base import GATES, Backend, Call
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.cells import CELLS
 from fastrnn.recurrence import recurrence
@@ -162,3 +165,47 @@ def test_a_call_that_does_not_fit_says_why(emulated):
     assert EMULATOR.plan(code, 0, False, 1, 16, 256, ampere).error
     assert "8.0 or later" in EMULATOR.plan(code, 0, False, 1, 16, 64, EMULATOR.Limits(75, 64 << 10, 1, 40)).error
     assert "multiple of 8" in EMULATOR.plan(code, 0, False, 1, 16, 65, ampere).error
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_waits_for_the_device(emulated, cell):
+    """No operation reads a value, so that a call can be captured in a CUDA graph."""
+    backend = emulated("bf16")
+    call = make(Case(cell, T=3, B=3, I=3, H=20, lengths=True, resets=True, reverse=BOTH), "bf16")
+    with torch.no_grad(), stays_on("cpu"):
+        result = backend.forward(call, GATES)
+        backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, True)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_module_by_name(emulated, cell):
+    emulated("fp32")
+    kinds = {"lstm": (fastrnn.LSTM, torch.nn.LSTM), "gru": (fastrnn.GRU, torch.nn.GRU)}
+    ours, theirs = kinds.get(cell, (fastrnn.RNN, torch.nn.RNN))
+    options = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {}
+    torch.manual_seed(0)
+    module = ours(5, 16, num_layers=2, bidirectional=True, backend="cuda", **options)
+    reference = theirs(5, 16, num_layers=2, bidirectional=True, **options)
+    reference.load_state_dict(module.state_dict())
+    x = pack_sequence([torch.randn(n, 5) for n in (6, 2, 3)], enforce_sorted=False)
+    (got, _), (want, _) = module(x), reference(x)
+    assert error(got.data, want.data) < KERNELS["fp32"]
+    got.data.sum().backward()
+    want.data.sum().backward()
+    for (name, p), q in zip(module.named_parameters(), reference.parameters(), strict=True):
+        assert error(p.grad, q.grad) < KERNELS["fp32"], name
+
+
+def test_automatic_choice_passes_it_over_and_says_why(emulated):
+    emulated("fp32")
+    choice = fastrnn.explain(fastrnn.LSTM(5, 16).double().float(), torch.zeros(3, 2, 5))
+    assert choice.backend.name != "cuda"
+    with fastrnn.backend("cuda"):
+        choice = fastrnn.explain(fastrnn.LSTM(5, 16), torch.zeros(3, 2, 5))
+    assert "1 to a cluster with 16 units each" in choice.reason
+    with pytest.raises(RuntimeError, match="the kernels have no projections"):
+        fastrnn.LSTM(5, 16, proj_size=3, backend="cuda")(torch.zeros(3, 2, 5))
+    with pytest.raises(RuntimeError, match=r"the kernels have no torch\.float64"):
+        fastrnn.LSTM(5, 16, backend="cuda", dtype=torch.float64)(torch.zeros(3, 2, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="lstm with H=1024 on the chip"):
+        fastrnn.LSTM(5, 1024, backend="cuda")(torch.zeros(3, 2, 5))

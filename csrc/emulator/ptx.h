@@ -79,11 +79,6 @@ template <int N>
 void copy_wait(Site at = Site::here()) {
   simt::copy_wait(N, at);
 }
-inline Words load_l2(const void* p, Site at = Site::here()) {
-  simt::point("ld.cg", at);
-  return *static_cast<const Words*>(p);
-}
-
 void ldmatrix_x4(uint32_t (&r)[4], uint32_t address, Site at = Site::here());
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site at = Site::here());
 void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site at = Site::here());

@@ -2,8 +2,8 @@
 
 A layer's input product is a GEMM of torch, the recurrence one launch for all steps and streams, on torch's current
 stream and in memory of torch's allocator; nothing waits for the device, so that calls can be captured in CUDA graphs.
-16-bit types are storage: sums and the carried states are fp32. fp32 follows torch's setting for RNNs: TF32
-if that is allowed, otherwise three products of TF32 that give fp32's accuracy.
+16-bit types are storage: sums and the carried states are fp32. fp32 follows torch's setting for RNNs and
+`fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
+from fastrnn.backends.triton import precision
 from fastrnn.cells import CELLS, Cell
 
-_NUMBERS = {torch.bfloat16: 0, torch.float16: 1}
-_TF32, _FP32 = 2, 3
-NOT_MEASURED = "its kernels have not been measured on a GPU yet; ask for it by name"
+_NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 3}
+_TF32 = 2
+_UNMEASURED = "its kernels have not run on a GPU yet: ask for it with fastrnn.backend('cuda')"
 Module = tuple[Any, str]
 
 
@@ -52,7 +53,7 @@ class Cuda(Backend):
             return why_not
         if query.device != self._device:
             return f"the kernels run on {self._device} tensors, these are on {query.device}"
-        if query.dtype not in (*_NUMBERS, torch.float32):
+        if query.dtype not in _NUMBERS:
             return f"the kernels have no {query.dtype}"
         if query.P != query.H:
             return "the kernels have no projections"
@@ -65,6 +66,16 @@ class Cuda(Backend):
                 return str(plan.error)
         return None
 
+    def passed_over(self, query: Query) -> str | None:
+        return _UNMEASURED
+
+    def how(self, query: Query) -> str:
+        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
+        return str(self.plan(query.cell, number, False, query.S, query.B, hidden))
+
+    def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        return dtype, torch.float32, dtype
+
     def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
         """The kernel and the launch for a call on the current device; its text says what they are."""
         module, device = self._module()[0], torch.cuda.current_device() if self._device == "cuda" else 0
@@ -75,7 +86,7 @@ class Cuda(Backend):
 
     def forward(self, call: Call, save: str) -> Result:
         cell, x = call.cell, call.x
-        with _on(x.device):
+        with torch.no_grad(), _on(x.device):
             sizes = _Sizes(call)
             hidden, rows, streams = sizes.padded, sizes.steps * sizes.batch, sizes.streams
             x_gates, bias = _input(call, sizes)
@@ -104,7 +115,7 @@ class Cuda(Backend):
         gates: bool = False,
     ) -> Gradients:
         cell, x, streams = call.cell, call.x, len(call.weights)
-        with _on(x.device):
+        with torch.no_grad(), _on(x.device):
             sizes = _Sizes(call)
             tape = None if saved.tape is None else sizes.pad(saved.tape.to(x.dtype), cell.tape)
             c = None if saved.c is None else sizes.pad(saved.c)
@@ -137,7 +148,9 @@ class Cuda(Backend):
 
     def info(self) -> dict[str, Any]:
         module, why_not = self._module()
-        return {"built": True} if module is not None else {"built": False, "reason": why_not}
+        if module is None:
+            return {"built": False, "reason": why_not}
+        return {"built": True, "architectures": getattr(module, "architectures", "")}
 
 
 class _Sizes:
@@ -180,13 +193,7 @@ def padded(hidden: int, dtype: torch.dtype) -> int:
 
 
 def _number(dtype: torch.dtype) -> int:
-    found = _NUMBERS.get(dtype)
-    if found is not None:
-        return found
-    rnn = getattr(torch.backends.cudnn, "rnn", None)  # from torch 2.9 on
-    precision = getattr(rnn, "fp32_precision", None)
-    tf32 = torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
-    return _TF32 if tf32 else _FP32
+    return _TF32 if precision.of(dtype) == "tf32" else _NUMBERS[dtype]
 
 
 def _two(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
@@ -243,14 +250,14 @@ def _input(call: Call, sizes: _Sizes) -> tuple[Tensor, Tensor | None]:
     return gates, torch.stack(of_split) if of_split else None
 
 
-def _split_rows(cell: Cell, b: Tensor) -> Tensor:
-    return b.view(cell.gates, -1)[list(cell.split)].flatten()
+def _split_rows(cell: Cell, b: Tensor) -> Tensor:  # the split gates are the last ones
+    return b.view(cell.gates, -1)[cell.gates - len(cell.split) :].flatten()
 
 
 def _without_split(cell: Cell, b: Tensor) -> Tensor:
-    b = b.view(cell.gates, -1).clone()
-    b[list(cell.split)] = 0
-    return b.flatten()
+    b = b.clone()
+    b.view(cell.gates, -1)[cell.gates - len(cell.split) :].zero_()
+    return b
 
 
 assert all(cell.split == tuple(range(cell.gates - len(cell.split), cell.gates)) for cell in CELLS.values())
