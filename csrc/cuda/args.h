@@ -14,7 +14,7 @@ struct Sizes {
 
 struct ForwardArgs {
   Sizes n;
-  const void* x;           // (S, N, G H): W_ih x + b_ih, and b_hh but for the split gates
+  const void* x;           // (S, N, x_blocks H), the first G: W_ih x + b_ih, and b_hh but for the split gates
   const void* weights;     // (S, G H, H): W_hh
   const void* bias;        // (S, split H): b_hh of the split gates, or null
   const void* h0;          // (S, B, H), or null for zeros
@@ -22,10 +22,11 @@ struct ForwardArgs {
   void* y;                 // (T, B, S H), zero beyond a row's length
   void* hn;                // (S, B, H)
   void* cn;                // likewise
-  void* tape;              // (S, N, V H), undefined beyond a row's length; or null
+  void* tape;              // (S, N, V H), undefined beyond a row's length; or null; may be x, if x_blocks = V
   float* c;                // (S, N, H), the second state after each step, zero beyond a row's length; or null
   const int64_t* lengths;  // (B,), or null
   const uint8_t* resets;   // (T, B), or null: a boundary between t - 1 and t; false beyond a row's length
+  int x_blocks;            // G or more
 };
 
 struct BackwardArgs {
@@ -40,7 +41,8 @@ struct BackwardArgs {
   const void* dhn;         // (S, B, H), or null for zeros
   const void* dcn;         // likewise
   const void* dc;          // (S, N, H), gradient of the second state after each step; or null
-  void* dgates;            // (S, N, D H): of the input part of each gate, then of the recurrent part of split gates
+  void* dgates;            // (S, N, D H): of the input part of each gate, then of the recurrent part of split gates;
+                           // may be the tape, if V = D
   void* dh0;               // (S, B, H), or null
   void* dc0;               // likewise
   const int64_t* lengths;  // as in the forward

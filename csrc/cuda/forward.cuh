@@ -104,13 +104,13 @@ struct Forward {
     if (n < rows.last) {
       T* to = stages + n % kForwardStages * at.x_stage;
       const auto* x = static_cast<const T*>(p.x);
-      const size_t first = (steps() + step_row(rows.time(n), 0)) * G * H;
+      const size_t first = (steps() + step_row(rows.time(n), 0)) * p.x_blocks * H;
 #pragma unroll 1
       for (int i = in_group; i < G * kRows * kChunks; i += kGroup) {
         const int c = i % kChunks * kChunk, b = i / kChunks % kRows, gate = i / kChunks / kRows, u = unit0 + c;
         const bool there = row0 + b < p.n.B && u < H;
         ptx::copy_async16(ptx::shared_address(to + (gate * kRows + b) * at.row + c),
-                          there ? x + first + (size_t(b) * G + gate) * H + u : x, there ? 16 : 0);
+                          there ? x + first + (size_t(b) * p.x_blocks + gate) * H + u : x, there ? 16 : 0);
       }
     }
     ptx::copy_commit();

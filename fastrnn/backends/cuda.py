@@ -71,7 +71,10 @@ class Cuda(Backend):
 
     def how(self, query: Query) -> str:
         hidden, number = padded(query.H, query.dtype), _number(query.dtype)
-        return str(self.plan(query.cell, number, False, query.S, query.B, hidden))
+        plans = [
+            self.plan(query.cell, number, way, query.S, query.B, hidden) for way in (False, True)[: 1 + query.grad]
+        ]
+        return "; backward ".join(map(str, plans))
 
     def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         return dtype, torch.float32, dtype
@@ -89,17 +92,17 @@ class Cuda(Backend):
         with torch.no_grad(), _on(x.device):
             sizes = _Sizes(call)
             hidden, rows, streams = sizes.padded, sizes.steps * sizes.batch, sizes.streams
-            x_gates, bias = _input(call, sizes)
+            tape = save == GATES and cell.tape > 0  # it takes the place of the input's part of the gates
+            blocks = max(cell.gates, cell.tape) if tape else cell.gates
+            x_gates, bias = _input(call, sizes, blocks)
             y = x.new_empty(sizes.steps, sizes.batch, streams * hidden)
             finals = tuple([x.new_empty(streams, sizes.batch, hidden) for _ in range(cell.states)])
-            tape = x.new_empty(streams, rows, cell.tape * hidden) if save == GATES and cell.tape else None
             c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None
-            tensors = (
-                *(x_gates, _recurrent(call, sizes), bias, *sizes.states(call), y, *_two(finals), tape, c),
-                *(_lengths(call), _resets(call)),
-            )
-            self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors)
-        saved = Saved(None if tape is None else sizes.cut(tape, cell.tape), None if c is None else sizes.cut(c, 1))
+            inputs = (x_gates, _recurrent(call, sizes), bias, *sizes.states(call))
+            outputs = (y, *_two(finals), x_gates if tape else None, c)
+            tensors = (*inputs, *outputs, _lengths(call), _resets(call))
+            self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors, blocks)
+        saved = Saved(sizes.cut(x_gates, cell.tape) if tape else None, None if c is None else sizes.cut(c, 1))
         return Result(sizes.cut(y, streams), tuple([sizes.cut(a, 1) for a in finals]), saved)
 
     def backward(
@@ -120,16 +123,18 @@ class Cuda(Backend):
             tape = None if saved.tape is None else sizes.pad(saved.tape.to(x.dtype), cell.tape)
             c = None if saved.c is None else sizes.pad(saved.c)
             plan = self._plan_of(call, sizes, backward=True)
-            dgates = x.new_empty(streams, sizes.steps * sizes.batch, cell.dgates * sizes.padded)
+            own = tape is not None and (last or tape.data_ptr() != saved.tape.data_ptr())  # type: ignore[union-attr]
+            if tape is not None and own and cell.tape == cell.dgates:  # of which each step reads its part first
+                dgates = tape
+            else:
+                dgates = x.new_empty(streams, sizes.steps * sizes.batch, cell.dgates * sizes.padded)
             dstates = tuple([x.new_empty(streams, sizes.batch, sizes.padded) for _ in call.states])
             h0, c0 = sizes.states(call)
             dhn, dcn = _two(tuple([None if d is None else sizes.pad(d) for d in dfinals]))
-            tensors = (
-                *(_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams)),
-                *(h0, None if c0 is None else c0.float(), sizes.pad(dy, streams)),
-                *(dhn, dcn, None if dc is None else sizes.pad(dc), dgates, *_two(dstates)),
-                *(_lengths(call), _resets(call)),
-            )
+            start = (h0, None if c0 is None else c0.float())
+            inputs = (_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams), *start)
+            douts = (sizes.pad(dy, streams), dhn, dcn, None if dc is None else sizes.pad(dc))
+            tensors = (*inputs, *douts, dgates, *_two(dstates), _lengths(call), _resets(call))
             self._run("backward", call, sizes, plan, tensors)
         return Gradients(sizes.cut(dgates, cell.dgates), tuple([sizes.cut(a, 1) for a in dstates]))
 
@@ -137,14 +142,16 @@ class Cuda(Backend):
         number = _number(call.x.dtype)
         return self.plan(call.cell.name, number, backward, sizes.streams, sizes.batch, sizes.padded)
 
-    def _run(self, name: str, call: Call, sizes: _Sizes, plan: Any, tensors: tuple[Tensor | None, ...]) -> None:
+    def _run(
+        self, name: str, call: Call, sizes: _Sizes, plan: Any, tensors: tuple[Tensor | None, ...], *more: int
+    ) -> None:
         module = self._module()[0]
         reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
         stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
         addresses = [0 if a is None else a.data_ptr() for a in tensors]
         head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
         code = module.cells.index(call.cell.name)
-        getattr(module, name)(plan, code, _number(call.x.dtype), head, addresses, stream)
+        getattr(module, name)(plan, code, _number(call.x.dtype), head, addresses, stream, *more)
 
     def info(self) -> dict[str, Any]:
         module, why_not = self._module()
@@ -232,12 +239,13 @@ def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
     return out
 
 
-def _input(call: Call, sizes: _Sizes) -> tuple[Tensor, Tensor | None]:
-    """The gates' input part (S, T*B, G*H), and the recurrent bias of split gates (S, split*H) if there is one."""
+def _input(call: Call, sizes: _Sizes, blocks: int) -> tuple[Tensor, Tensor | None]:
+    """The gates' input part, the first G*H columns of (S, T*B, blocks*H), and the split gates' b_hh (S, split*H)."""
     cell, x = call.cell, call.x.reshape(-1, call.x.shape[-1])
-    gates = x.new_empty(sizes.streams, x.shape[0], cell.gates * sizes.padded)
+    gates = x.new_empty(sizes.streams, x.shape[0], blocks * sizes.padded)
     of_split = []
-    for w, out in zip(call.weights, gates, strict=True):
+    for w, into in zip(call.weights, gates, strict=True):
+        out = into[:, : cell.gates * sizes.padded]
         w_ih = sizes.pad_rows(w.w_ih, cell.gates)
         if w.b_ih is None or w.b_hh is None:
             torch.mm(x, w_ih.t(), out=out)
