@@ -1,6 +1,6 @@
 """What the compiler made of each CUDA kernel: registers, stack, tensor-core instructions.
 
-    python tests/cuda_table.py build/cuda   # after `make cuda`: writes tests/cuda_kernels.json
+    python tests/cuda_table.py build/cuda   # after `make cuda`: writes tests/cuda_kernels.json; several folders add up
 
 Kernels for clusters are empty for architectures without them.
 """
@@ -78,14 +78,14 @@ def _dump(what: str, path: Path) -> list[str]:
     ).stdout.splitlines()
 
 
-def main(folder: str) -> None:
-    kernels = read(Path(folder))
-    rows = []
-    for name in sorted(kernels):
-        use = {arch: [u["registers"], u["hmma"]] for arch, u in sorted(kernels[name].items())}
-        rows.append(f"    {json.dumps(name)}: {json.dumps(use)}")
+def main(folders: list[str]) -> None:
+    table: dict[str, dict[str, list[int]]] = {}
+    for folder in folders:
+        for name, row in read(Path(folder)).items():
+            table.setdefault(name, {}).update({arch: [use["registers"], use["hmma"]] for arch, use in row.items()})
+    rows = [f"    {json.dumps(name)}: {json.dumps(dict(sorted(table[name].items())))}" for name in sorted(table)]
     TABLE.write_text(f'{{\n  "nvcc": "{nvcc_version()}",\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

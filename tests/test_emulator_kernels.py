@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from device_support import stays_on
-from emulator_support import EMULATOR, NUMBERS, Emulated, emulated, needs_emulator, needs_races
+from emulator_support import EMULATOR, NUMBERS, ROOT, Emulated, emulated, needs_emulator, needs_races
 from engine_support import Case, inputs_of, like, make_call
 from support import error
 from tolerances import KERNELS
@@ -209,3 +210,23 @@ def test_automatic_choice_passes_it_over_and_says_why(emulated):
         fastrnn.LSTM(5, 16, backend="cuda", dtype=torch.float64)(torch.zeros(3, 2, 5, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="lstm with H=1024 on the chip"):
         fastrnn.LSTM(5, 1024, backend="cuda")(torch.zeros(3, 2, 5))
+
+
+# The table of docs/cuda.md: number type by its first column's last words, limits by its first.
+DEVICES = {"sm_90": (90, 227, 16), "sm_120": (120, 99, 8), "sm_80": (80, 163, 1)}
+
+
+def test_the_documented_sizes_are_the_plans():
+    text = (ROOT / "docs" / "cuda.md").read_text()
+    rows = re.findall(r"\| (sm_\d+).*?(16 bits|fp32 and TF32) \|(.*)\|", text)
+    assert len(rows) == 6
+    for device, numbers, sizes in rows:
+        capability, kib, cluster = DEVICES[device]
+        limits = EMULATOR.Limits(capability, kib << 10, cluster, 132)
+        for cell, pair in zip(("lstm", "gru", "rnn_tanh"), sizes.split("|"), strict=True):
+            for backward, documented in enumerate(map(int, pair.split("/"))):
+                code, number = EMULATOR.cells.index(cell), 0 if numbers == "16 bits" else 3
+                unit = 8 if number == 0 else 4
+                for hidden, fits in ((documented, True), (documented + unit, False)):
+                    found = EMULATOR.plan(code, number, bool(backward), 1, 16, hidden, limits)
+                    assert (not found.error) == fits, (device, numbers, cell, backward, hidden)

@@ -25,7 +25,7 @@ int attribute(cudaDeviceAttr which, int device) {
 // Blocks in the largest cluster that this kind of kernel can have: 8 everywhere, 16 where the device allows it.
 int largest_cluster(int capability) {
   if (capability < 90) return 1;
-  return capability == 90 || capability == 100 ? 16 : 8;
+  return capability == 90 || capability == 100 || capability == 103 ? 16 : 8;
 }
 
 template <class Args>

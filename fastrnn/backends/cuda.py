@@ -228,14 +228,15 @@ def _recurrent(call: Call, sizes: _Sizes) -> Tensor:
 
 def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
     """All W_hh^T as a backward kernel reads them: (S, blocks, H, depth), a block's units gate by gate, then zeros."""
-    gates, hidden = call.cell.gates, sizes.padded
-    out = call.x.new_zeros(sizes.streams, plan.blocks, hidden, plan.depth)
-    for w, to in zip(_recurrent(call, sizes), out, strict=True):
-        by_gate = w.view(gates, hidden, hidden)
-        for block in range(plan.blocks):
-            units = by_gate[:, block * plan.units : (block + 1) * plan.units]  # the last block may have fewer
-            place = to[block, :, : gates * plan.units].view(hidden, gates, plan.units)
-            place[:, :, : units.shape[1]].copy_(units.permute(2, 0, 1))
+    gates, hidden, own = call.cell.gates, sizes.padded, call.cell.gates * plan.units
+    shape = (sizes.streams, plan.blocks, hidden, plan.depth)
+    out = call.x.new_empty(shape) if own == plan.depth else call.x.new_zeros(shape)
+    w = _recurrent(call, sizes).view(sizes.streams, gates, hidden, hidden)
+    beyond = plan.blocks * plan.units - hidden  # the last block may have fewer units
+    if beyond:
+        w = torch.nn.functional.pad(w, (0, 0, 0, beyond))
+    by_block = w.view(sizes.streams, gates, plan.blocks, plan.units, hidden).permute(0, 2, 4, 1, 3)
+    out[..., :own].view(*shape[:3], gates, plan.units).copy_(by_block)
     return out
 
 
