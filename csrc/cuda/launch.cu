@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "cuda/kernels.cuh"
+#include "cuda/find.cuh"
 #include "cuda/launch.h"
 
 namespace fastrnn {
