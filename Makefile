@@ -5,10 +5,11 @@ BIN := .venv/bin
 ARGS ?=
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
-sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
+emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test interpret slow bench gpu-test gpu-bench lint format sanitize wheel clean
+.PHONY: demo test interpret emulator slow bench gpu-test gpu-bench lint format sanitize sanitize-emulator cuda wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -23,6 +24,10 @@ test: .venv/.installed
 
 interpret: .venv/.installed
 	TRITON_INTERPRET=1 $(processes) $(wildcard tests/test_triton_*.py) $(ARGS)
+
+# The CUDA kernels on the CPU emulator, whose compilation takes minutes.
+emulator: .venv/.installed .venv/.emulator
+	$(processes) -m "not slow" $(wildcard tests/test_emulator*.py) $(ARGS)
 
 slow: .venv/.installed
 	$(BIN)/pytest -m slow $(ARGS)
@@ -64,11 +69,19 @@ sanitize: .venv/.installed
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  $(CURDIR)/$(BIN)/pytest -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
 
+# The emulator's tests in the same way.
+sanitize-emulator: .venv/.installed
+	$(call emulate,build/emulator-sanitized,-DFASTRNN_SANITIZE=ON)
+	FASTRNN_EMULATOR_PATH=$(CURDIR)/build/emulator-sanitized OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest -p no:cacheprovider -m "not slow" -k "not (every_kernel and fp32)" $(wildcard tests/test_emulator*.py) $(ARGS)
+
 wheel: .venv/.lint
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info fastrnn/_cpu*.so .venv
+	rm -rf build dist *.egg-info fastrnn/_cpu*.so fastrnn/_cuda*.so .venv
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: apt-get install python3-venv" >&2; exit 1; }
@@ -83,6 +96,24 @@ clean:
 	@echo 'building and installing fastrnn'
 	$(pip) --no-build-isolation -e '.[train,test]'
 	@touch $@
+
+# emulate(folder, options): the CUDA kernels on the CPU emulator
+define emulate
+$(BIN)/cmake -S . -B $(1) -G Ninja -DFASTRNN_EMULATOR=ON $(2) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+$(BIN)/cmake --build $(1) --target _emulator
+endef
+
+.venv/.emulator: .venv/.tools $(emulator)
+	@echo 'building the emulator'
+	$(call emulate,build/emulator,)
+	@touch $@
+
+# The CUDA kernels for all architectures, in a tree of their own, for tests/test_cuda_compiled.py.
+cuda: .venv/.tools
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DFASTRNN_CUDA=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
+	$(BIN)/cmake --build build/cuda --target _cuda
 
 .venv/.lint: .venv/.installed
 	$(pip) ruff mypy clang-format build

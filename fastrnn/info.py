@@ -38,10 +38,13 @@ def info() -> dict[str, Any]:
     Returns:
         A dict of plain values: `fastrnn`, `python`, `torch`, `numpy`, `triton` (versions); `cpu`, `cores`, `threads`
         (what torch will use), `gpu` (its name, or None); `engine` (a dict: `available`, `isa` in use and `isas`
-        that can run here, or `reason` and `cost` of its absence); `missing` (extras that are not installed, each
+        that can run here, or `reason` and `cost` of its absence); `cuda` (the kernels of `backend="cuda"`: `built`, and
+        `architectures` or the `reason` of their absence); `missing` (extras that are not installed, each
         with what needs it).
     """
     import torch
+
+    from fastrnn.backends import BACKENDS
 
     return {
         "fastrnn": version("fastrnn"),
@@ -55,6 +58,7 @@ def info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "engine": engine(),
+        "cuda": BACKENDS["cuda"].info(),
         "missing": missing_extras(),
     }
 
@@ -119,5 +123,7 @@ def format_info(facts: dict[str, Any]) -> str:
         rows.append(("engine", f"built; runs {e['isa']} (this processor can: {', '.join(e['isas'])})"))
     else:
         rows += [("engine", f"MISSING: {e['reason']}"), ("", f"cost: {e['cost']}")]
+    cuda = facts["cuda"]
+    rows.append(("cuda", f"built for {cuda['architectures']}" if cuda["built"] else f"not there: {cuda['reason']}"))
     rows += [(f"[{extra}]", text) for extra, text in facts["missing"].items()]
     return "\n".join(f"{name:<10}{text}" for name, text in rows)

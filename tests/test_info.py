@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastrnn
+from fastrnn.backends import cuda
 from fastrnn.info import cpu_model, engine, format_info, missing_extras
 
 
@@ -47,6 +48,16 @@ def test_an_engine_that_does_not_load_is_explained(monkeypatch: pytest.MonkeyPat
     facts = engine()
     assert facts["available"] is False
     assert "could not be loaded" in facts["reason"]
+
+
+def test_cuda_kernels_are_named_or_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = fastrnn.info()
+    facts["cuda"] = {"built": True, "architectures": "80 90a"}
+    assert "built for 80 90a" in format_info(facts)
+    monkeypatch.setitem(sys.modules, "fastrnn._cuda", None)
+    cuda.load.cache_clear()
+    assert "reinstall fastrnn with FASTRNN_CUDA=1 where nvcc is found" in format_info(fastrnn.info())
+    cuda.load.cache_clear()
 
 
 def test_missing_extras_say_what_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from torch.compiler import is_compiling
 
 from fastrnn.backends.base import Backend, Query
 from fastrnn.backends.cpu import Cpu
+from fastrnn.backends.cuda import Cuda
 from fastrnn.backends.native import NATIVE
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.backends.triton import Triton
 from fastrnn.ordinary import constant_when_compiled
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Triton(), NATIVE, REFERENCE)}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Cuda(), Triton(), NATIVE, REFERENCE)}
 NAMES = ("auto", *BACKENDS)
 
 # Twice: torch.compile cannot look into a ContextVar, but notices when a global of a module has changed.

@@ -1,0 +1,111 @@
+#include "bindings/gpu.h"
+
+#include <pybind11/stl.h>
+
+#include "cells/list.h"
+#include "cuda/launch.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address a) {
+  return reinterpret_cast<T*>(a);
+}
+
+// T, B, H, S, reverse
+Sizes sizes_of(const Plan& plan, const std::vector<int64_t>& sizes) {
+  if (!plan.error.empty()) throw std::runtime_error(plan.error);
+  if (sizes.size() != 5) throw py::value_error("fastrnn: a malformed call");
+  for (int i = 0; i < 4; ++i)
+    if (sizes[i] < 0 || sizes[i] > INT32_MAX) throw py::value_error("fastrnn: a size beyond 32 bits");
+  return {int(sizes[0]),    int(sizes[1]),     int(sizes[2]),    int(sizes[3]),
+          plan.slice.units, plan.slice.blocks, plan.slice.tiles, uint32_t(sizes[4])};
+}
+
+void check_alignment(const std::vector<Address>& a, int tensors) {
+  for (int i = 0; i < tensors; ++i)
+    if (a[i] % 16) throw py::value_error("fastrnn: a tensor that does not lie on 16 bytes");
+}
+
+void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
+             Address stream, int x_blocks) {
+  if (a.size() != 12) throw py::value_error("fastrnn: a malformed call");
+  ForwardArgs args;
+  args.n = sizes_of(plan, sizes);
+  args.x = at<void>(a[0]), args.weights = at<void>(a[1]), args.bias = at<void>(a[2]);
+  args.h0 = at<void>(a[3]), args.c0 = at<void>(a[4]), args.y = at<void>(a[5]);
+  args.hn = at<void>(a[6]), args.cn = at<void>(a[7]), args.tape = at<void>(a[8]);
+  args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.lengths = at<int64_t>(a[10]),
+  args.resets = at<uint8_t>(a[11]);
+  check_alignment(a, 10);
+  py::gil_scoped_release release;
+  launch(plan, cell, NumberId(number), args, at<void>(stream));
+}
+
+void backward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
+              Address stream) {
+  if (a.size() != 15) throw py::value_error("fastrnn: a malformed call");
+  BackwardArgs args;
+  args.n = sizes_of(plan, sizes);
+  args.weights = at<void>(a[0]), args.tape = at<void>(a[1]), args.c = at<float>(a[2]), args.y = at<void>(a[3]);
+  args.h0 = at<void>(a[4]), args.c0 = at<float>(a[5]), args.dy = at<void>(a[6]), args.dhn = at<void>(a[7]);
+  args.dcn = at<void>(a[8]), args.dc = at<void>(a[9]), args.dgates = at<void>(a[10]), args.dh0 = at<void>(a[11]);
+  args.dc0 = at<void>(a[12]), args.lengths = at<int64_t>(a[13]), args.resets = at<uint8_t>(a[14]);
+  check_alignment(a, 13);
+  py::gil_scoped_release release;
+  launch(plan, cell, NumberId(number), args, at<void>(stream));
+}
+
+}  // namespace
+
+void bind_gpu(py::module_& module) {
+  py::class_<Limits>(module, "Limits")
+      .def(py::init([](int capability, int shared, int cluster, int multiprocessors) {
+             return Limits{capability, shared, cluster, multiprocessors};
+           }),
+           py::arg("capability"), py::arg("shared"), py::arg("cluster"), py::arg("multiprocessors"))
+      .def_readonly("capability", &Limits::capability)
+      .def_readonly("shared", &Limits::shared)
+      .def_readonly("cluster", &Limits::cluster)
+      .def_readonly("multiprocessors", &Limits::multiprocessors);
+  py::class_<Plan>(module, "Plan")
+      .def("__str__", &describe)
+      .def_readonly("error", &Plan::error)
+      .def_readonly("variant", &Plan::variant)
+      .def_readonly("threads", &Plan::threads)
+      .def_readonly("shared", &Plan::shared)
+      .def_readonly("cycles", &Plan::cycles)
+      .def_property_readonly("grid", [](const Plan& p) { return std::make_pair(p.grid_x, p.grid_y); })
+      .def_property_readonly("blocks", [](const Plan& p) { return p.slice.blocks; })
+      .def_property_readonly("units", [](const Plan& p) { return p.slice.units; })
+      .def_property_readonly("tiles", [](const Plan& p) { return p.slice.tiles; })
+      .def_readonly("depth", &Plan::depth)
+      .def_property_readonly("register_tiles", [](const Plan& p) { return p.kernel.tiles; })
+      .def_property_readonly("batch", [](const Plan& p) { return 8 * p.kernel.batch; });
+  module.def("limits", &limits, py::arg("device"));
+  module.def(
+      "plan",
+      [](int cell, int number, bool backward, int S, int B, int H, const Limits& device, int blocks, int variant) {
+        Request r{cell, NumberId(number), backward, S, B, H};
+        r.blocks = blocks, r.variant = variant;
+        return plan(r, device);
+      },
+      py::arg("cell"), py::arg("number"), py::arg("backward"), py::arg("S"), py::arg("B"), py::arg("H"),
+      py::arg("limits"), py::arg("blocks") = 0, py::arg("variant") = -1);
+  module.def("forward", &forward);
+  module.def("backward", &backward);
+  module.attr("forward_variants") = kForwardVariants;
+  module.attr("backward_variants") = kBackwardVariants;
+  module.attr("cells") = std::vector<std::string>{
+#define FASTRNN_NAME(C) C::kName,
+      FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)
+#undef FASTRNN_NAME
+  };
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,70 @@
+// Launches on a GPU.
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+#include "cuda/find.cuh"
+#include "cuda/launch.h"
+
+namespace fastrnn {
+namespace {
+
+void check(cudaError_t error, const char* what, const Plan* plan = nullptr) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call, which may be torch's, would report it
+  throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) +
+                           (plan ? "; the plan was " + describe(*plan) : ""));
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Blocks in the largest cluster that this kind of kernel can have: 8 everywhere, 16 where the device allows it.
+int largest_cluster(int capability) {
+  if (capability < 90) return 1;
+  return capability == 90 || capability == 100 || capability == 103 ? 16 : 8;
+}
+
+template <class Args>
+void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "shared memory", &plan);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(plan.grid_x, plan.grid_y);
+  config.blockDim = dim3(unsigned(plan.threads));
+  config.dynamicSmemBytes = size_t(plan.shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  if (plan.kernel.cluster) {
+    if (plan.slice.blocks > 8)
+      check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", &plan);
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = unsigned(plan.slice.blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster, config.numAttrs = 1;
+  }
+  void* arguments[] = {const_cast<Args*>(&args)};
+  check(cudaLaunchKernelExC(&config, entry, arguments), "launch", &plan);
+}
+
+}  // namespace
+
+Limits limits(int device) {
+  const int capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return {capability, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest_cluster(capability),
+          attribute(cudaDevAttrMultiProcessorCount, device)};
+}
+
+void launch(const Plan& plan, int cell, NumberId number, const ForwardArgs& args, void* stream) {
+  run(find_forward(cell, number, plan.variant), plan, args, stream);
+}
+
+void launch(const Plan& plan, int cell, NumberId number, const BackwardArgs& args, void* stream) {
+  run(find_backward(cell, number, plan.variant), plan, args, stream);
+}
+
+}  // namespace fastrnn

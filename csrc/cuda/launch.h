@@ -1,0 +1,15 @@
+// Launching what a plan says: on a GPU (cuda/launch.cu) or on the emulator (emulator/launch.cpp).
+#pragma once
+
+#include "cuda/args.h"
+#include "cuda/plan.h"
+
+namespace fastrnn {
+
+Limits limits(int device);  // throws std::runtime_error if there is no such device
+
+// Asynchronous on a GPU. `stream` is a cudaStream_t of the current device. Throws std::runtime_error, with the plan.
+void launch(const Plan& plan, int cell, NumberId number, const ForwardArgs& args, void* stream);
+void launch(const Plan& plan, int cell, NumberId number, const BackwardArgs& args, void* stream);
+
+}  // namespace fastrnn

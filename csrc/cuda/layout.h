@@ -1,0 +1,78 @@
+// Where things lie in a block's shared memory, for the kernels and for the plan that must know the size.
+#pragma once
+
+#include "cells/math.h"
+
+namespace fastrnn {
+
+constexpr int kForwardStages = 3;  // steps whose input is under way or in use
+constexpr int kBackwardStages = 4;
+constexpr int kUnits = 16;      // of one tile of products
+constexpr int kFragment = 512;  // bytes of one 16 x 32 byte tile of weights
+
+// What a kernel is made for at compile time.
+struct Variant {
+  int split;      // forward: warps that share the k of a tile
+  int tiles;      // weight tiles per row tile that stay in registers
+  int row_tiles;  // backward: row tiles of a warp (forward: one per gate)
+  int batch;      // batch tiles of 8 rows
+  bool cluster;
+};
+
+// Sizes of a call that a layout depends on.
+struct Slice {
+  int units;   // of one block, a multiple of 16
+  int blocks;  // of a cluster
+  int tiles;   // along k, of one warp
+};
+
+FASTRNN_HD constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Forward. Row lengths are padded by 16 bytes, so that rows of ldmatrix lie in different banks.
+struct ForwardLayout {
+  int h_row, h, row, x_stage, x, partial, out, send, weights, lengths, total;
+
+  // gates: of the recurrent product; values: the larger of the rows of x and of the tape
+  FASTRNN_HD ForwardLayout(const Variant& v, const Slice& s, int gates, int values, int size, int tile) {
+    const int rows = 8 * v.batch, pad = 16 / size, groups = s.units / kUnits;
+    row = kUnits + pad;
+    h_row = larger(v.split * s.tiles * tile, s.units * s.blocks) + pad;
+    x_stage = groups * values * rows * row;
+    int at = 16;  // two mbarriers
+    h = at, at += 2 * rows * h_row * size;
+    x = at, at += kForwardStages * x_stage * size;
+    partial = at, at += groups * (v.split - 1) * gates * v.batch * 4 * 32 * 4;
+    out = at, at += groups * rows * row * size;
+    send = at, at += v.cluster ? groups * rows * row * size : 0;
+    weights = at, at += groups * v.split * larger(s.tiles - v.tiles, 0) * gates * kFragment;
+    lengths = at, at += rows * 4;
+    total = at;
+  }
+};
+
+// Backward. A step's gradients of the gates stand by rows of the batch: G of the recurrent part, that are multiplied,
+// then the input part of the split gates.
+struct BackwardLayout {
+  int gate_row, gates, split_at, received, row, c_row, c_at, stage, stages, weights, lengths, total;
+
+  // values: rows of T that a step reads; two: is there a second state?
+  FASTRNN_HD BackwardLayout(const Variant& v, const Slice& s, int split, int values, bool two, int warps, int size,
+                            int tile) {
+    const int rows = 8 * v.batch, pad = 16 / size;
+    split_at = s.tiles * tile;
+    gate_row = split_at + split * s.units + pad;
+    row = s.units + pad;
+    c_row = s.units + 4;
+    c_at = values * rows * row * size;
+    stage = c_at + (two ? rows * c_row * 4 : 0);
+    int at = 16;
+    gates = at, at += 2 * rows * gate_row * size;
+    received = at, at += 2 * s.blocks * s.units * rows * 4;
+    stages = at, at += kBackwardStages * stage;
+    weights = at, at += warps * larger(s.tiles - v.tiles, 0) * v.row_tiles * kFragment;
+    lengths = at, at += rows * 4;
+    total = at;
+  }
+};
+
+}  // namespace fastrnn

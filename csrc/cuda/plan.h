@@ -1,0 +1,57 @@
+// Which kernel runs a call, and how it is launched: host code, tests and the emulator all ask this one function.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/layout.h"
+
+namespace fastrnn {
+
+enum class NumberId { Bf16, Fp16, Tf32, Fp32, Count };
+
+// What a device can do.
+struct Limits {
+  int capability;  // 90 for sm_90
+  int shared;      // bytes of shared memory that a block may have
+  int cluster;     // blocks in the largest cluster, 1 without clusters
+  int multiprocessors;
+};
+
+struct Request {
+  int cell;  // in the order of cells/list.h
+  NumberId number;
+  bool backward;
+  int S, B, H;
+  int blocks = 0, variant = -1;  // asked for by tests and benchmarks; 0, -1: the plan chooses
+};
+
+struct Plan {
+  std::string error;  // why no kernel runs this call, and the way out; empty if one does
+  int variant = -1;   // in the table of its direction
+  Variant kernel{};
+  Slice slice{};
+  int threads = 0, shared = 0;
+  int depth = 0;  // elements of k of one row of weights, as a warp (backward: a block) has them
+  unsigned grid_x = 0, grid_y = 0;
+  double cycles = 0;  // modelled, of one time step over the whole batch
+};
+
+// The kernels that are compiled. Weights take 96 to 144 of a thread's 255 registers, the edge beyond which compilers
+// spill; FASTRNN's table of them (tests/cuda_kernels.json) is checked.
+constexpr int kForwardVariants = 6, kBackwardVariants = 9;
+
+constexpr Variant forward_variant(int i, int gates) {
+  const int split[] = {1, 2, 4};
+  return Variant{split[i / 2], (i % 2 ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2, i >= 2};
+}
+
+constexpr Variant backward_variant(int i) {
+  const int row_tiles[] = {1, 1, 2, 4, 6}, tiles[] = {32, 32, 16, 8, 6};
+  return Variant{1, tiles[i / 2], row_tiles[i / 2], 1 + i % 2, i >= 2};
+}
+
+Plan plan(const Request& request, const Limits& limits);
+std::string describe(const Plan& plan);
+
+}  // namespace fastrnn

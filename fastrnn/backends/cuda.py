@@ -1,0 +1,273 @@
+"""The CUDA kernels (csrc/cuda): the weights stay on the chip for the whole sequence.
+
+A layer's input product is a GEMM of torch, the recurrence one launch for all steps and streams, on torch's current
+stream and in memory of torch's allocator; nothing waits for the device, so that calls can be captured in CUDA graphs.
+16-bit types are storage: sums and the carried states are fp32. fp32 follows torch's setting for RNNs and
+`fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
+from fastrnn.backends.triton import precision
+from fastrnn.cells import CELLS, Cell
+
+_NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 3}
+_TF32 = 2
+_UNMEASURED = "its kernels have not run on a GPU yet: ask for it with fastrnn.backend('cuda')"
+Module = tuple[Any, str]
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> Module:
+    """The compiled kernels, or None and why they are not there."""
+    try:
+        module: ModuleType = importlib.import_module("fastrnn._cuda")
+    except ImportError as error:
+        way_out = "reinstall fastrnn with FASTRNN_CUDA=1 where nvcc is found"
+        return None, f"the CUDA kernels are not installed ({error}); {way_out}"
+    return module, ""
+
+
+class Cuda(Backend):
+    """Runs on `device`, with the module that `module` loads: that of the GPU, or in tests the emulator's."""
+
+    name = "cuda"
+
+    def __init__(self, module: Callable[[], Module] = load, device: str = "cuda") -> None:
+        self._module, self._device = module, device
+        self._limits = functools.lru_cache(maxsize=None)(self._limits_of)
+
+    def unsupported(self, query: Query) -> str | None:
+        module, why_not = self._module()
+        if module is None:
+            return why_not
+        if query.device != self._device:
+            return f"the kernels run on {self._device} tensors, these are on {query.device}"
+        if query.dtype not in _NUMBERS:
+            return f"the kernels have no {query.dtype}"
+        if query.P != query.H:
+            return "the kernels have no projections"
+        if not (query.I and query.H and query.B):
+            return "the kernels need at least one row, one feature and one unit"
+        for backward in (False, True)[: 1 + query.grad]:
+            number = _number(query.dtype)
+            plan = self.plan(query.cell, number, backward, query.S, query.B, padded(query.H, query.dtype))
+            if plan.error:
+                return str(plan.error)
+        return None
+
+    def passed_over(self, query: Query) -> str | None:
+        return _UNMEASURED
+
+    def how(self, query: Query) -> str:
+        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
+        plans = [
+            self.plan(query.cell, number, way, query.S, query.B, hidden) for way in (False, True)[: 1 + query.grad]
+        ]
+        return "; backward ".join(map(str, plans))
+
+    def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+        return dtype, torch.float32, dtype
+
+    def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
+        """The kernel and the launch for a call on the current device; its text says what they are."""
+        module, device = self._module()[0], torch.cuda.current_device() if self._device == "cuda" else 0
+        return module.plan(module.cells.index(cell), number, backward, streams, batch, hidden, self._limits(device))
+
+    def _limits_of(self, device: int) -> Any:
+        return self._module()[0].limits(device)
+
+    def forward(self, call: Call, save: str) -> Result:
+        cell, x = call.cell, call.x
+        with torch.no_grad(), _on(x.device):
+            sizes = _Sizes(call)
+            hidden, rows, streams = sizes.padded, sizes.steps * sizes.batch, sizes.streams
+            tape = save == GATES and cell.tape > 0  # it takes the place of the input's part of the gates
+            blocks = max(cell.gates, cell.tape) if tape else cell.gates
+            x_gates, bias = _input(call, sizes, blocks)
+            y = x.new_empty(sizes.steps, sizes.batch, streams * hidden)
+            finals = tuple([x.new_empty(streams, sizes.batch, hidden) for _ in range(cell.states)])
+            c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None
+            inputs = (x_gates, _recurrent(call, sizes), bias, *sizes.states(call))
+            outputs = (y, *_two(finals), x_gates if tape else None, c)
+            tensors = (*inputs, *outputs, _lengths(call), _resets(call))
+            self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors, blocks)
+        saved = Saved(sizes.cut(x_gates, cell.tape) if tape else None, None if c is None else sizes.cut(c, 1))
+        return Result(sizes.cut(y, streams), tuple([sizes.cut(a, 1) for a in finals]), saved)
+
+    def backward(
+        self,
+        call: Call,
+        saved: Saved,
+        y: Tensor,
+        dy: Tensor,
+        dfinals: tuple[Tensor | None, ...],
+        needed: tuple[bool, ...],
+        last: bool,
+        dc: Tensor | None = None,
+        gates: bool = False,
+    ) -> Gradients:
+        cell, x, streams = call.cell, call.x, len(call.weights)
+        with torch.no_grad(), _on(x.device):
+            sizes = _Sizes(call)
+            tape = None if saved.tape is None else sizes.pad(saved.tape.to(x.dtype), cell.tape)
+            c = None if saved.c is None else sizes.pad(saved.c)
+            plan = self._plan_of(call, sizes, backward=True)
+            own = tape is not None and (last or tape.data_ptr() != saved.tape.data_ptr())  # type: ignore[union-attr]
+            if tape is not None and own and cell.tape == cell.dgates:  # of which each step reads its part first
+                dgates = tape
+            else:
+                dgates = x.new_empty(streams, sizes.steps * sizes.batch, cell.dgates * sizes.padded)
+            dstates = tuple([x.new_empty(streams, sizes.batch, sizes.padded) for _ in call.states])
+            h0, c0 = sizes.states(call)
+            dhn, dcn = _two(tuple([None if d is None else sizes.pad(d) for d in dfinals]))
+            start = (h0, None if c0 is None else c0.float())
+            inputs = (_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams), *start)
+            douts = (sizes.pad(dy, streams), dhn, dcn, None if dc is None else sizes.pad(dc))
+            tensors = (*inputs, *douts, dgates, *_two(dstates), _lengths(call), _resets(call))
+            self._run("backward", call, sizes, plan, tensors)
+        return Gradients(sizes.cut(dgates, cell.dgates), tuple([sizes.cut(a, 1) for a in dstates]))
+
+    def _plan_of(self, call: Call, sizes: _Sizes, backward: bool) -> Any:
+        number = _number(call.x.dtype)
+        return self.plan(call.cell.name, number, backward, sizes.streams, sizes.batch, sizes.padded)
+
+    def _run(
+        self, name: str, call: Call, sizes: _Sizes, plan: Any, tensors: tuple[Tensor | None, ...], *more: int
+    ) -> None:
+        module = self._module()[0]
+        reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
+        stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
+        addresses = [0 if a is None else a.data_ptr() for a in tensors]
+        head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
+        code = module.cells.index(call.cell.name)
+        getattr(module, name)(plan, code, _number(call.x.dtype), head, addresses, stream, *more)
+
+    def info(self) -> dict[str, Any]:
+        module, why_not = self._module()
+        if module is None:
+            return {"built": False, "reason": why_not}
+        return {"built": True, "architectures": getattr(module, "architectures", "")}
+
+
+class _Sizes:
+    """A call's sizes, and H as the kernels have it: rounded up to 16 bytes, with units that stay zero."""
+
+    def __init__(self, call: Call) -> None:
+        self.steps, self.batch = call.x.shape[:2]
+        self.hidden, self.streams = call.hidden, len(call.weights)
+        self.padded = padded(self.hidden, call.x.dtype)
+
+    def pad(self, a: Tensor, blocks: int = 1) -> Tensor:
+        """(..., blocks * hidden) to (..., blocks * padded), contiguous and on 16 bytes."""
+        if self.padded != self.hidden:
+            split = a.reshape(*a.shape[:-1], blocks, self.hidden)
+            return torch.nn.functional.pad(split, (0, self.padded - self.hidden)).flatten(-2)
+        a = a.contiguous()
+        return a if a.data_ptr() % 16 == 0 else a.clone()
+
+    def cut(self, a: Tensor, blocks: int) -> Tensor:
+        """The reverse of `pad`."""
+        if self.padded == self.hidden:
+            return a
+        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2)
+
+    def pad_rows(self, w: Tensor, gates: int) -> Tensor:
+        """(gates * hidden, n) to (gates * padded, n)."""
+        if self.padded == self.hidden:
+            return w
+        split = w.view(gates, self.hidden, -1)
+        return torch.nn.functional.pad(split, (0, 0, 0, self.padded - self.hidden)).flatten(0, 1)
+
+    def states(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
+        return _two(tuple([self.pad(a) for a in call.states]))
+
+
+def padded(hidden: int, dtype: torch.dtype) -> int:
+    """The number of units that the kernels run: H rounded up to 16 bytes."""
+    unit = 128 // torch.finfo(dtype).bits
+    return -(-hidden // unit) * unit
+
+
+def _number(dtype: torch.dtype) -> int:
+    return _TF32 if precision.of(dtype) == "tf32" else _NUMBERS[dtype]
+
+
+def _two(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
+    return (*tensors, None, None)[:2]  # type: ignore[return-value]
+
+
+def _lengths(call: Call) -> Tensor | None:
+    return None if call.lengths is None else call.lengths.to(torch.int64).contiguous()
+
+
+def _resets(call: Call) -> Tensor | None:
+    return None if call.resets is None else call.resets.contiguous()
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _recurrent(call: Call, sizes: _Sizes) -> Tensor:
+    """All W_hh, (S, G*H, H)."""
+    gates = call.cell.gates
+    all_w = [sizes.pad(sizes.pad_rows(w.w_hh, gates)) for w in call.weights]
+    return all_w[0].unsqueeze(0) if len(all_w) == 1 else torch.stack(all_w)
+
+
+def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
+    """All W_hh^T as a backward kernel reads them: (S, blocks, H, depth), a block's units gate by gate, then zeros."""
+    gates, hidden, own = call.cell.gates, sizes.padded, call.cell.gates * plan.units
+    shape = (sizes.streams, plan.blocks, hidden, plan.depth)
+    out = call.x.new_empty(shape) if own == plan.depth else call.x.new_zeros(shape)
+    w = _recurrent(call, sizes).view(sizes.streams, gates, hidden, hidden)
+    beyond = plan.blocks * plan.units - hidden  # the last block may have fewer units
+    if beyond:
+        w = torch.nn.functional.pad(w, (0, 0, 0, beyond))
+    by_block = w.view(sizes.streams, gates, plan.blocks, plan.units, hidden).permute(0, 2, 4, 1, 3)
+    out[..., :own].view(*shape[:3], gates, plan.units).copy_(by_block)
+    return out
+
+
+def _input(call: Call, sizes: _Sizes, blocks: int) -> tuple[Tensor, Tensor | None]:
+    """The gates' input part, the first G*H columns of (S, T*B, blocks*H), and the split gates' b_hh (S, split*H)."""
+    cell, x = call.cell, call.x.reshape(-1, call.x.shape[-1])
+    gates = x.new_empty(sizes.streams, x.shape[0], blocks * sizes.padded)
+    of_split = []
+    for w, into in zip(call.weights, gates, strict=True):
+        out = into[:, : cell.gates * sizes.padded]
+        w_ih = sizes.pad_rows(w.w_ih, cell.gates)
+        if w.b_ih is None or w.b_hh is None:
+            torch.mm(x, w_ih.t(), out=out)
+            continue
+        b_hh = w.b_hh
+        if cell.split:
+            of_split.append(sizes.pad(_split_rows(cell, b_hh), len(cell.split)))
+            b_hh = _without_split(cell, b_hh)
+        torch.addmm(sizes.pad(w.b_ih + b_hh, cell.gates), x, w_ih.t(), out=out)
+    return gates, torch.stack(of_split) if of_split else None
+
+
+def _split_rows(cell: Cell, b: Tensor) -> Tensor:  # the split gates are the last ones
+    return b.view(cell.gates, -1)[cell.gates - len(cell.split) :].flatten()
+
+
+def _without_split(cell: Cell, b: Tensor) -> Tensor:
+    b = b.clone()
+    b.view(cell.gates, -1)[cell.gates - len(cell.split) :].zero_()
+    return b
+
+
+assert all(cell.split == tuple(range(cell.gates - len(cell.split), cell.gates)) for cell in CELLS.values())

@@ -1,0 +1,74 @@
+"""What nvcc makes of the CUDA kernels, for every architecture: no spill, no stack, tensor cores in use.
+
+`make cuda` compiles them; tests/cuda_kernels.json is the table of registers and tensor-core instructions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cuda_table import TABLE, nvcc_version, read, tool
+
+from fastrnn.cells import CELLS
+
+BUILD = Path(os.environ.get("FASTRNN_CUDA_BUILD", Path(__file__).resolve().parent.parent / "build" / "cuda"))
+MODULES = sorted(BUILD.glob("_cuda*.so"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MODULES, reason="the CUDA kernels are not compiled: make cuda"),
+]
+NUMBERS, VARIANTS = 4, 6 + 9
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if tool() is None:
+        pytest.skip("no cuobjdump: pip install triton, or the CUDA toolkit")
+    return read(BUILD)
+
+
+def test_every_kernel_keeps_to_registers_and_uses_tensor_cores(kernels):
+    table = json.loads(TABLE.read_text())
+    assert len(kernels) == len(CELLS) * NUMBERS * VARIANTS
+    assert set(kernels) >= set(table["kernels"])
+    same = table["nvcc"] == nvcc_version()
+    assert all(set(row) == set(next(iter(kernels.values()))) for row in kernels.values())
+    for name, row in kernels.items():
+        for arch, use in row.items():
+            what = f"{name} for {arch}: {use}"
+            assert use["stack"] == use["local"] == use["spills"] == 0, what
+            assert use["registers"] <= 255, what
+            empty = "cluster" in name and arch == "sm_80"
+            assert (use["hmma"] == 0) == empty, what
+            if same and arch in table["kernels"].get(name, {}):
+                assert [use["registers"], use["hmma"]] == table["kernels"][name][arch], what
+
+
+def test_the_module_is_small_and_loads_without_a_gpu():
+    module = MODULES[0]
+    assert module.stat().st_size < 25 << 20
+    spec = importlib.util.spec_from_file_location("_cuda", module)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    assert loaded.plan(0, 0, False, 1, 16, 128, loaded.Limits(90, 227 << 10, 16, 132)).error == ""
+    with pytest.raises(RuntimeError, match="CUDA: cudaDeviceGetAttribute"):
+        loaded.limits(99)
+    assert re.fullmatch(r"\d+a?( \d+a?)*", loaded.architectures)
+
+
+def test_the_plan_is_quick():
+    """It is made anew at every call."""
+    spec = importlib.util.spec_from_file_location("_cuda", MODULES[0])
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    limits, start = loaded.Limits(90, 227 << 10, 16, 132), time.perf_counter()
+    for _ in range(1000):
+        loaded.plan(0, 0, True, 1, 16, 512, limits)
+    assert time.perf_counter() - start < 0.1 * (10 if sys.flags.dev_mode else 1)

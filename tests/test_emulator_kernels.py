@@ -1,0 +1,232 @@
+"""The CUDA kernels on the emulator against the fp64 reference: outputs, every state and every gradient."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from device_support import stays_on
+from emulator_support import EMULATOR, NUMBERS, ROOT, Emulated, emulated, needs_emulator, needs_races
+from engine_support import Case, inputs_of, like, make_call
+from support import error
+from tolerances import KERNELS
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+import fastrnn
+from fastrnn import differentiable
+from fastrnn.backends.base import GATES, Backend, Call
+from fastrnn.backends.reference import REFERENCE
+from fastrnn.cells import CELLS
+from fastrnn.recurrence import recurrence
+
+__all__ = ["emulated"]
+pytestmark = [needs_emulator, pytest.mark.usefixtures("poisoned")]
+BOTH, REVERSE = (False, True), (True,)
+CASES = {
+    "odd": Case(),
+    "one step": Case(T=1, B=3, I=2, H=8),
+    "reverse": Case(T=4, B=8, I=3, H=40, reverse=REVERSE),
+    "both directions, lengths": Case(T=6, B=11, I=3, H=24, reverse=BOTH, lengths=True),
+    "reverse, resets": Case(T=6, B=3, I=3, H=16, reverse=REVERSE, resets=True),
+    "lengths, resets": Case(T=9, B=9, I=3, H=33, reverse=BOTH, lengths=True, resets=True),
+    "no bias": Case(T=3, B=17, I=3, H=20, bias=False),
+}
+
+
+def make(case: Case, number: str, seed: int = 0, states: bool = True) -> Call:
+    """A padded call; lengths in any order, zero among them, resets none beyond."""
+    call = make_call(case._replace(lengths=False, resets=False), NUMBERS[number], seed)
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, case.T + 1, (case.B,), generator=g) if case.lengths else None
+    resets = torch.rand(case.T, case.B, generator=g) < 0.3 if case.resets else None
+    if resets is not None and lengths is not None:
+        resets &= torch.arange(case.T)[:, None] < lengths
+    return call._replace(lengths=lengths, resets=resets, states=call.states if states else ())
+
+
+def run(backend: Backend, call: Call, seed: int = 1) -> dict[str, Tensor]:
+    """Outputs and the gradients of their product with random numbers."""
+    run_on = differentiable.run if backend is REFERENCE else recurrence
+    trail = call.cell.states > 1
+    result = run_on(backend, call, trail=trail)
+    outs = [result.y, *result.finals, *result.trail]
+    g = torch.Generator().manual_seed(seed)
+    seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outs]
+    inputs = inputs_of(call)
+    found = torch.autograd.grad(outs, list(inputs.values()), seeds)
+    named = {f"output {k}": a.detach() for k, a in enumerate(outs)}
+    return named | {f"gradient of {name}": d for name, d in zip(inputs, found, strict=True)}
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+def assert_parity(backend: Emulated, call: Call, number: str) -> dict[str, Tensor]:
+    got, want = run(backend, call), run(REFERENCE, like(call, torch.float64))
+    # Near zero, rounding decides whether a ReLU lets a gradient through: so as a whole, where rounding is coarse.
+    coarse = call.cell.name == "rnn_relu" and number == "bf16"
+    measure, limit = (distance, 4 * KERNELS[number]) if coarse else (error, KERNELS[number])
+    assert list(got) == list(want)
+    for name, a in got.items():
+        assert a.shape == want[name].shape
+        assert a.dtype == NUMBERS[number]
+        e = measure(a, want[name])
+        assert e <= limit, f"{call.cell.name} {number} {name}: relative error {e:.1e}"
+    return got
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_parity(emulated, cell, number, case):
+    assert_parity(emulated(number), make(CASES[case]._replace(cell=cell), number), number)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_zero_states(emulated, cell):
+    assert_parity(emulated("fp32"), make(Case(cell, T=3, H=24), "fp32", states=False), "fp32")
+
+
+# Every kernel that is compiled, at a size where it has work in all its blocks and weights in shared memory, too.
+FORWARD: list[tuple[int, int, int]] = [  # (variant, blocks, H)
+    (0, 1, 128),
+    (1, 1, 88),
+    *((v, b, h) for v in (2, 3) for b, h in ((2, 72), (3, 136))),
+    *((v, b, h) for v in (4, 5) for b, h in ((2, 40), (4, 104))),
+]
+BACKWARD = [
+    *((v, 1, 48) for v in (0, 1)),
+    *((v, b, h) for v in (2, 3) for b, h in ((2, 40), (4, 104))),
+    *((v, b, h) for v in (4, 5) for b, h in ((2, 56), (3, 136))),
+    *((v, 4, 120) for v in (6, 7)),
+    (8, 6, 192),
+]
+FAMILIES = [(False, *v) for v in FORWARD] + [(True, *v) for v in BACKWARD]
+
+
+def test_every_variant_is_in_the_list():
+    assert {v[0] for v in FORWARD} == set(range(EMULATOR.forward_variants))
+    assert {v[0] for v in BACKWARD} == set(range(EMULATOR.backward_variants))
+
+
+@pytest.mark.parametrize("number", ["bf16", "fp32"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("backward", "variant", "blocks", "hidden"), FAMILIES)
+def test_every_kernel(emulated, cell, number, backward, variant, blocks, hidden):
+    backend = emulated(number)
+    backend.forced[backward] = (blocks, variant)
+    assert_parity(backend, make(Case(cell, T=5, B=11, I=3, H=hidden), number), number)
+
+
+# (blocks, variant) of the forward and of the backward
+PAIRS = [((1, 0), (1, 0)), ((2, 2), (2, 2)), ((3, 4), (3, 4)), ((3, 5), (3, 7))]
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("forward", "backward"), PAIRS)
+def test_no_schedule_changes_a_bit(emulated, cell, forward, backward):
+    backend = emulated("bf16")
+    backend.forced = {False: forward, True: backward}
+    call = make(Case(cell, T=8, B=5, I=3, H=72, lengths=True, reverse=BOTH), "bf16")
+    runs = []
+    for seed in range(8):
+        EMULATOR.schedule(seed=seed, resident=1 if seed == 3 else 1 << 30)
+        runs.append(run(backend, call))
+    assert all(same_bits(runs[0], r) for r in runs)
+
+
+@needs_races
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("forward", "backward"), PAIRS)
+def test_no_races(emulated, cell, forward, backward):
+    backend = emulated("fp32")
+    backend.forced = {False: forward, True: backward}
+    call = make(Case(cell, T=5, B=3, I=3, H=48, lengths=True, resets=True), "fp32")
+    for seed in range(3):
+        EMULATOR.schedule(seed=seed, races=True)
+        assert_parity(backend, call, "fp32")
+
+
+def test_a_call_that_does_not_fit_says_why(emulated):
+    backend: Any = emulated("fp32")
+    plan = backend.plan("lstm", 3, False, 1, 16, 1024)
+    assert "lstm with H=1024" in plan.error
+    assert "KiB of shared memory, the device has 227" in plan.error
+    code = EMULATOR.cells.index("lstm")
+    ampere = EMULATOR.Limits(80, 163 << 10, 1, 108)
+    assert not EMULATOR.plan(code, 0, False, 1, 16, 128, ampere).error
+    assert EMULATOR.plan(code, 0, False, 1, 16, 256, ampere).error
+    assert "8.0 or later" in EMULATOR.plan(code, 0, False, 1, 16, 64, EMULATOR.Limits(75, 64 << 10, 1, 40)).error
+    assert "multiple of 8" in EMULATOR.plan(code, 0, False, 1, 16, 65, ampere).error
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_waits_for_the_device(emulated, cell):
+    """No operation reads a value, so that a call can be captured in a CUDA graph."""
+    backend = emulated("bf16")
+    call = make(Case(cell, T=3, B=3, I=3, H=20, lengths=True, resets=True, reverse=BOTH), "bf16")
+    with torch.no_grad(), stays_on("cpu"):
+        result = backend.forward(call, GATES)
+        backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, True)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_module_by_name(emulated, cell):
+    emulated("fp32")
+    kinds = {"lstm": (fastrnn.LSTM, torch.nn.LSTM), "gru": (fastrnn.GRU, torch.nn.GRU)}
+    ours, theirs = kinds.get(cell, (fastrnn.RNN, torch.nn.RNN))
+    options = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {}
+    torch.manual_seed(0)
+    module = ours(5, 16, num_layers=2, bidirectional=True, backend="cuda", **options)
+    reference = theirs(5, 16, num_layers=2, bidirectional=True, **options)
+    reference.load_state_dict(module.state_dict())
+    x = pack_sequence([torch.randn(n, 5) for n in (6, 2, 3)], enforce_sorted=False)
+    (got, _), (want, _) = module(x), reference(x)
+    assert error(got.data, want.data) < KERNELS["fp32"]
+    got.data.sum().backward()
+    want.data.sum().backward()
+    for (name, p), q in zip(module.named_parameters(), reference.parameters(), strict=True):
+        assert error(p.grad, q.grad) < KERNELS["fp32"], name
+
+
+def test_automatic_choice_passes_it_over_and_says_why(emulated):
+    emulated("fp32")
+    choice = fastrnn.explain(fastrnn.LSTM(5, 16).double().float(), torch.zeros(3, 2, 5))
+    assert choice.backend.name != "cuda"
+    with fastrnn.backend("cuda"):
+        choice = fastrnn.explain(fastrnn.LSTM(5, 16), torch.zeros(3, 2, 5))
+    assert "1 to a cluster with 16 units each" in choice.reason
+    with pytest.raises(RuntimeError, match="the kernels have no projections"):
+        fastrnn.LSTM(5, 16, proj_size=3, backend="cuda")(torch.zeros(3, 2, 5))
+    with pytest.raises(RuntimeError, match=r"the kernels have no torch\.float64"):
+        fastrnn.LSTM(5, 16, backend="cuda", dtype=torch.float64)(torch.zeros(3, 2, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="lstm with H=1024 on the chip"):
+        fastrnn.LSTM(5, 1024, backend="cuda")(torch.zeros(3, 2, 5))
+
+
+# The table of docs/cuda.md: number type by its first column's last words, limits by its first.
+DEVICES = {"sm_90": (90, 227, 16), "sm_120": (120, 99, 8), "sm_80": (80, 163, 1)}
+
+
+def test_the_documented_sizes_are_the_plans():
+    text = (ROOT / "docs" / "cuda.md").read_text()
+    rows = re.findall(r"\| (sm_\d+).*?(16 bits|fp32 and TF32) \|(.*)\|", text)
+    assert len(rows) == 6
+    for device, numbers, sizes in rows:
+        capability, kib, cluster = DEVICES[device]
+        limits = EMULATOR.Limits(capability, kib << 10, cluster, 132)
+        for cell, pair in zip(("lstm", "gru", "rnn_tanh"), sizes.split("|"), strict=True):
+            for backward, documented in enumerate(map(int, pair.split("/"))):
+                code, number = EMULATOR.cells.index(cell), 0 if numbers == "16 bits" else 3
+                unit = 8 if number == 0 else 4
+                for hidden, fits in ((documented, True), (documented + unit, False)):
+                    found = EMULATOR.plan(code, number, bool(backward), 1, 16, hidden, limits)
+                    assert (not found.error) == fits, (device, numbers, cell, backward, hidden)

@@ -1,0 +1,116 @@
+"""The tests of the kernels tested: each change below breaks a kernel, and the emulator has to notice.
+
+A changed copy of csrc is compiled for one cell and number type and linked with the emulator's other objects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulator_support import EMULATOR, ROOT, needs_emulator
+
+pytestmark = [needs_emulator, pytest.mark.slow]
+FORWARD, BACKWARD = "forward.cuh", "backward.cuh"
+CLUSTER_BARRIER = "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n  ptx::sync_block();"
+# what is wrong: (file, text, text in its place)
+MUTANTS = {
+    "fragment of A": (FORWARD, "8 * (i & 1),", "8 * (i >> 1),"),
+    "fragment of C": (FORWARD, "lane % 4 * 2 + ((e", "lane % 4 + 4 * ((e"),
+    "fragment of B": (FORWARD, "f.lane / 8 * 16", "(f.lane / 8 ^ 1) * 16"),
+    "no wait for h": (FORWARD, "ptx::mbarrier_wait(f.barrier + 8 * now, (n - 1) >> 1 & 1);", ""),
+    "no barrier of the block": (FORWARD, "      } else {\n        ptx::sync_block();", "      } else {"),
+    "wrong parity": (FORWARD, "(n - 1) >> 1 & 1", "n >> 1 & 1"),
+    "bytes expected": (FORWARD, "F::kRows * sizeof(T);  // of h", "F::kRows * sizeof(T) + 16;"),
+    "no cluster barrier at the start": (FORWARD, CLUSTER_BARRIER, "  }\n  ptx::sync_block();"),
+    "no wait for x": (FORWARD, "ptx::copy_wait<kForwardStages - 2>();", ""),
+    "no barrier before the sums": (FORWARD, "    f.sync_group();\n    f.fetch", "    f.fetch"),
+    "no barrier before h is sent": (FORWARD, "    f.sync_group();\n    if (kCluster", "    if (kCluster"),
+    "one buffer of h": (FORWARD, "const int now = n & 1;", "const int now = 0;"),
+    "too few stages of x": (
+        FORWARD,
+        "f.fetch(rows, n + kForwardStages - 1);",
+        "f.fetch(rows, n + kForwardStages - 2);",
+    ),
+    "reset a step late": (FORWARD, "rows.cut(rows.time(n_step + 1), b)", "rows.cut(rows.time(n_step), b)"),
+    "state runs on beyond the end": (FORWARD, "s[k][n][e] = live ? plain", "s[k][n][e] = true ? plain"),
+    "output not zero beyond the end": (FORWARD, "from_float<T>(live ? s[0][n][e] : 0.0f)", "from_float<T>(s[0][n][e])"),
+    "backward: no wait for shares": (BACKWARD, "ptx::mbarrier_wait(f.barrier + 8 * now, (n - 1) >> 1 & 1);", ""),
+    "backward: no cluster barrier at the start": (BACKWARD, CLUSTER_BARRIER, "  }\n  ptx::sync_block();"),
+    "backward: one buffer of gates": (BACKWARD, "(n & 1) * F::kRows * f.at.gate_row", "0 * F::kRows * f.at.gate_row"),
+    "backward: shares of the other buffer": (BACKWARD, "f.share(n & 1, from", "f.share(~n & 1, from"),
+    "backward: no barrier after the step": (BACKWARD, "    ptx::sync_block();\n    f.fetch", "    f.fetch"),
+    "backward: waits for too little": (BACKWARD, "copy_wait<kBackwardStages - 3>", "copy_wait<kBackwardStages - 2>"),
+    "backward: gradient across a reset": (BACKWARD, "if (n > 0 && !cut[i])", "if (n > 0)"),
+    "backward: initial state of a reverse row": (BACKWARD, "t + 1 < lengths[b] ? t + 1", "t + 1 < p.n.T ? t + 1"),
+    "backward: gradient stops at the end": (BACKWARD, "live ? plain(back[0]) : dh", "live ? plain(back[0]) : 0.0f"),
+    "backward: share of a peer lost": (BACKWARD, "from < f.p.n.blocks;", "from < f.p.n.blocks - (f.p.n.blocks > 1);"),
+}
+# Prints the first thing that goes wrong; the right kernels pass all runs.
+PROGRAM = """
+import torch
+from emulator_support import EMULATOR, Emulated
+from engine_support import Case
+from test_emulator_kernels import BOTH, PAIRS, assert_parity, make
+torch.use_deterministic_algorithms(True)
+call = make(Case("lstm", T=8, B=5, I=3, H=72, lengths=True, resets=True, reverse=BOTH), "bf16")
+for forward, backward in PAIRS:
+    for seed in range(3):
+        for races in (True, False):
+            backend = Emulated()
+            backend.forced = {False: forward, True: backward}
+            EMULATOR.schedule(seed=seed, races=races)
+            try:
+                assert_parity(backend, call, "bf16")
+            except (RuntimeError, AssertionError) as error:
+                raise SystemExit(str(error).partition(chr(10))[0])
+"""
+
+
+def build(folder: Path, changed: tuple[str, str, str] | None) -> Path:
+    """The emulator with one kernel of the changed text; its folder."""
+    made = Path(EMULATOR.__file__)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    direction = "forward"
+    if changed is not None:
+        path = folder / "csrc" / "cuda" / changed[0]
+        text = path.read_text()
+        assert changed[1] in text, f"{changed[0]} has no {changed[1]!r}"
+        path.write_text(text.replace(changed[1], changed[2]))
+        direction = path.stem
+    source = f"{direction}_Lstm_Bf16.cpp"
+    commands = json.loads((made.parent / "compile_commands.json").read_text())
+    entry = next(c for c in commands if c["file"].endswith(source))
+    words = shlex.split(entry["command"].replace(str(ROOT / "csrc"), str(folder / "csrc")))
+    own = folder / "mutant.o"
+    words[words.index("-o") + 1] = str(own)
+    subprocess.run(words, check=True, cwd=entry["directory"])
+    objects = [p for p in (made.parent / "CMakeFiles" / "_emulator.dir").rglob("*.o") if not p.name.startswith(source)]
+    subprocess.run(
+        [words[0], "-shared", "-o", str(folder / made.name), str(own), *map(str, objects), "-ldl"], check=True
+    )
+    return folder
+
+
+def outcome(folder: Path) -> str:
+    environment = {**os.environ, "FASTRNN_EMULATOR_PATH": str(folder), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == bool(done.stderr)
+    return done.stderr
+
+
+def test_the_right_kernels_pass(tmp_path):
+    assert outcome(build(tmp_path, None)) == ""
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_bug_is_found(tmp_path, name):
+    assert outcome(build(tmp_path, MUTANTS[name]))
