@@ -139,7 +139,7 @@ BAD = [
     ("train translate --source de", "--source and --target go together"),
     ("train translate --data {run}/text.txt", "line 1 has 1 columns"),
     ("predict --checkpoint {run}/classify/best.ckpt --text x --beam 0", "--top and --beam must be at least 1"),
-    ("train classify --pooling min", "--pooling: expected one of last, mean, max, attention, got min"),
+    ("train classify --pooling min", "--pooling: expected one of last, mean, max, attention, concat, got min"),
     ("train classify --stem klingon", "--stem klingon: there are: "),
     ("predict --checkpoint {run}/run/best.ckpt --text x", "a language model; fastrnn generate draws"),
     ("predict --checkpoint {run}/classify/best.ckpt --data {tmp}/none", "none: no such file"),
