@@ -199,6 +199,8 @@ def test_one_class_and_unknown_labels(config, tmp_path):
     (tmp_path / "other.csv").write_text("text,label\nx,land\ny,sea\n")
     with pytest.raises(UserError, match="the label 'land' is not among those trained: pets, sea"):
         ClassifyTask.evaluate(str(result.folder / "best.ckpt"), str(tmp_path / "other.csv"), None, 10, None)
+    with pytest.raises(UserError, match="no split test; there are: train, valid"):
+        ClassifyTask.evaluate(str(result.folder / "best.ckpt"), str(tmp_path / "data.csv"), "test", 10, None)
     (tmp_path / "data.csv").write_text("text,label\nx,sea\ny,sea\nz,sea\n")
     with pytest.raises(UserError, match="all training examples have the label 'sea'"):
         train_classify(config, echo=quiet, overwrite=True)

@@ -120,6 +120,15 @@ def test_default_examples_are_docstrings_by_package():
     assert {"asyncio", "email", "unittest"} <= {label for _, label in found}
 
 
+def test_docstrings_of_a_python_below_a_folder_called_test(tmp_path, monkeypatch):
+    for name in ("unittest/a.py", "unittest/test/b.py"):
+        path = tmp_path / "test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""The documentation of the file {name}, long enough."""\n')
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path / "test")})
+    assert list(docstrings()) == [("The documentation of the file unittest/a.py, long enough.", "unittest")]
+
+
 def test_words():
     split = Segmenter("split")
     assert split("Don't stop; <unk> (now)!\nOK.") == "Don't stop ; <unk> ( now ) ! OK ."

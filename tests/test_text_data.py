@@ -37,6 +37,18 @@ def test_folder_without_named_splits_is_read_in_order_of_names(tmp_path):
     assert corpus.test is None
 
 
+def test_only_names_below_the_folder_hide_files(tmp_path, monkeypatch):
+    folder = tmp_path / ".cache" / "texts"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("a.txt", ".swap", ".git/b.txt"):
+        (folder / name).write_text(f"{name}\n" * 10)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for data in (str(folder), "../.cache/texts"):
+        corpus = load_corpus(data)
+        assert corpus.train + corpus.valid == "a.txt\n" * 10
+
+
 def test_folders_and_archives_of_texts_by_split(tmp_path):
     """IMDB's layout as text for a language model: the training reviews, those without a label too."""
     for split in ("train", "test"):

@@ -38,10 +38,10 @@ def test_parallel_files(tmp_path):
 
 
 def test_no_target_is_in_two_splits(tmp_path):
-    (tmp_path / "a.tsv").write_text("".join(f"en {i % 37}\tzh {i}\tCC\n" for i in range(300)))
+    (tmp_path / "a.tsv").write_text("".join(f"{'En' if i % 2 else 'en'} {i % 37}\tzh {i}\tCC\n" for i in range(300)))
     config = TranslateConfig(source_column=2, target_column=1, held_out=0.2)
     _, splits = load_pairs(config, str(tmp_path / "a.tsv"))
-    targets = {split: {t for _, t in pairs} for split, pairs in splits.items()}
+    targets = {split: {t.lower() for _, t in pairs} for split, pairs in splits.items()}
     for a, b in itertools.combinations(targets.values(), 2):
         assert not a & b
     assert sum(map(len, splits.values())) == 300

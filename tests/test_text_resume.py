@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 
@@ -136,6 +137,22 @@ def test_resume_refuses_other_options_and_missing_runs(config, tmp_path):
         train_lm(config, echo=quiet)
     with pytest.raises(UserError, match="--resume needs the run"):
         train_lm(dataclasses.replace(config, out=None), resume="auto", echo=quiet)
+
+
+def test_a_disk_full_amid_a_checkpoint(tmp_path):
+    """torch.save then raises a RuntimeError of its own about the archive's end."""
+    resource = pytest.importorskip("resource")
+    checkpoints.save({"x": torch.zeros(3)}, tmp_path / "a.ckpt")
+    before = (tmp_path / "a.ckpt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.save({"x": torch.zeros(1 << 20)}, tmp_path / "a.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 def test_full_disk_keeps_the_old_checkpoint(config, tmp_path, monkeypatch):

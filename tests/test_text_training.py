@@ -57,11 +57,25 @@ def test_averages_are_those_of_the_weights_since_the_trigger():
     assert torch.equal(weight, last)
 
 
+def test_asgd_takes_the_rate_of_its_own_step():
+    weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    optimizer = make_optimizer(LmConfig(optimizer="asgd", lr=0.3), [{"params": [weight]}])
+    for lr in (0.1, 0.7, 0.2):
+        optimizer.param_groups[0]["lr"] = lr
+        weight.grad = torch.randn(5, dtype=torch.float64)
+        expected = weight.detach() - lr * weight.grad
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-6)
+
+
 def test_the_trigger_of_averaging_and_stale_epochs():
     assert not nonmonotonic([5, 4, 3, 2, 1], 2)
-    assert nonmonotonic([5, 3, 4, 4], 2)
-    assert not nonmonotonic([5, 3, 4, 2.9], 2)
-    assert not nonmonotonic([5, 6], 2), "needs more than n epochs"
+    assert nonmonotonic([5, 3, 4, 4, 3.5], 2)
+    assert not nonmonotonic([5, 3, 4, 4], 2), "3 is among the 2 before the last"
+    assert not nonmonotonic([5, 3, 4, 4, 2.9], 2)
+    assert not nonmonotonic([5, 6, 7], 2), "needs more than n epochs before the last"
+    assert nonmonotonic([5, 6, 7, 8], 2)
+    assert not nonmonotonic([5], 2)
     assert [stale_epochs(losses) for losses in ([], [3], [3, 2], [2, 3, 4], [2, 2])] == [0, 0, 0, 2, 1]
 
 

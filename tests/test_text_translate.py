@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +174,15 @@ def test_it_learns_and_translates(config, attention, level):
         assert (result.folder / "attention-1.png").read_bytes().startswith(b"\x89PNG")
     (line,) = TranslateTask.evaluate(str(result.folder / "best.ckpt"), config.data, "valid", 10, None)
     assert f"BLEU {result.valid.bleu:.2f}" in line
+    whole, alone = Path(config.data).parent / "other.tsv", Path(config.data).parent / "only" / "test.tsv"
+    alone.parent.mkdir()
+    for path in (whole, alone):  # pairs to be scored need no training pairs beside them, and none is held out
+        path.write_text("".join(f"{s}\t{t}\n" for s, t, _ in result.examples))
+    for data in (whole, alone):
+        (line,) = TranslateTask.evaluate(str(result.folder / "best.ckpt"), str(data), None, 10, None)
+        assert "(2 pairs;" in line
+    with pytest.raises(UserError, match="no split dev; there are: "):
+        TranslateTask.evaluate(str(result.folder / "best.ckpt"), config.data, "dev", 10, None)
 
 
 def test_the_loss_is_the_mean_over_target_tokens_by_the_plain_loop(config):

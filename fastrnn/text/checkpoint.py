@@ -43,8 +43,10 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch's own, of a full disk
+            raise error.__context__ from None
         raise
 
 
@@ -68,7 +70,8 @@ def load(path: str | Path, task: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: a PyTorch file, but not a checkpoint of fastrnn")
     if head["format"] < FORMAT:
         raise UserError(
-            f"{path}: written by fastrnn {head['versions']['fastrnn']}, whose checkpoints this one cannot read"
+            f"{path}: of format {head['format']}, and this fastrnn reads {FORMAT} only: train again, or use the "
+            f"fastrnn that wrote it ({head['versions']['fastrnn']})"
         )
     if head["format"] > FORMAT:
         raise UserError(f"{path}: written by a newer fastrnn ({head['versions']['fastrnn']}); upgrade fastrnn")

@@ -12,6 +12,18 @@ import torch
 from .config import RunConfig
 
 
+class ASGD(torch.optim.ASGD):
+    """torch's ASGD, whose step takes the rate it is given: torch's own takes that of the step before (with --warmup,
+    schedules and --varied-bptt another one)."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "eta" in self.state.get(p, {}):
+                    self.state[p]["eta"].fill_(group["lr"])
+        return super().step(closure)
+
+
 def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser of `config` over parameter groups."""
     c = config
@@ -19,7 +31,7 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> torch.opt
     if c.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=c.momentum, **shared)
     if c.optimizer == "asgd":  # lambd=0: no decay of its own; t0: averaging begins when `start_averaging` says so
-        return torch.optim.ASGD(groups, lambd=0.0, t0=math.inf, **shared)
+        return ASGD(groups, lambd=0.0, t0=math.inf, **shared)
     kind = torch.optim.Adam if c.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, betas=(c.beta1, c.beta2), **shared)
 
@@ -45,8 +57,10 @@ def stale_epochs(losses: list[float]) -> int:
 
 
 def nonmonotonic(losses: list[float], n: int) -> bool:
-    """The trigger of NT-ASGD (Merity, Keskar, Socher, 2017): the last loss exceeds the lowest before the last n."""
-    return len(losses) > n and losses[-1] > min(losses[:-n])
+    """The trigger of NT-ASGD (Merity, Keskar, Socher, 2017): the last loss exceeds the lowest of those before it, the n
+    nearest left out."""
+    *before, last = losses
+    return len(before) > n and last > min(before[:-n])
 
 
 def averaging(optimizer: torch.optim.Optimizer) -> bool:

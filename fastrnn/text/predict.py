@@ -46,10 +46,11 @@ def read_lines(text: str | None, data: str | None) -> list[str]:
     if text is not None:
         return [text]
     if data is None:
-        lines = decode_text(sys.stdin.buffer.read(), "standard input").splitlines()
+        content = decode_text(sys.stdin.buffer.read(), "standard input")
     else:
-        lines = decode_text(read_bytes(existing(data)), data).splitlines()
-    if not lines:
+        content = decode_text(read_bytes(existing(data)), data)
+    lines = content.removesuffix("\n").split("\n")  # a line of output for each, whatever Unicode calls a line end
+    if not content:
         raise UserError(f"{data or 'standard input'}: no line of text")
     return lines
 

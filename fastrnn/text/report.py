@@ -38,7 +38,8 @@ def write_report(task: Task, result: Result, lines: Sequence[str]) -> Path:
     head = f'<meta charset="utf-8"><title>fastrnn train {task.name}: {html.escape(folder.name)}</title>'
     page = folder / "report.html"
     page.write_text(
-        f"<!doctype html><html><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+        f"<!doctype html><html><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>",
+        encoding="utf-8",
     )
     return page
 

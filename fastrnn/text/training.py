@@ -83,7 +83,8 @@ def agreed_folder(name: str, config: RunConfig, start: Path | None, given: dict[
     """The folder of the run: chosen by the first process, told to those that Lightning starts after it."""
     if not is_first():
         out = os.environ.get(FOLDER) or given.get("out") or (str(start.parent) if start else config.out)
-        assert out is not None  # check_launch asked for it
+        if out is None:
+            raise UserError("a run that a launcher starts needs --out FOLDER, the same for all processes")
         return Path(out)
     if start is None:
         folder = run_folder(config.out, name, overwrite)

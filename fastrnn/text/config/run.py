@@ -26,7 +26,9 @@ class RunConfig:
     momentum: float = option(0.0, "momentum of sgd")
     beta1: float = option(0.9, "decay of the mean of gradients, adam and adamw")
     beta2: float = option(0.999, "decay of the mean of squared gradients, adam and adamw")
-    nonmono: int = option(5, "asgd: average from when the validation loss exceeds the best before the last N epochs")
+    nonmono: int = option(
+        5, "asgd: average from when the validation loss exceeds the best before the N epochs before it"
+    )
     weight_decay: float = option(0.0, "weight decay")
     clip: float = option(1.0, "largest gradient norm; 0 switches clipping off")
     accumulate: int = option(1, "batches whose gradients are averaged for one step")

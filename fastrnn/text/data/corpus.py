@@ -88,7 +88,8 @@ def text_files(data: str) -> list[Path]:
         raise UserError(f"{data}: no such file or folder")
     if path.is_file():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.parts))
+    below = ((p, p.relative_to(path).parts) for p in path.rglob("*") if p.is_file())
+    files = sorted(p for p, parts in below if not any(part.startswith(".") for part in parts))
     if not files:
         raise UserError(f"{data}: the folder holds no file")
     return files

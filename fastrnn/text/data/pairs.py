@@ -20,6 +20,17 @@ def load_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str
     Where the data has no validation or test pairs, a share of the training pairs is held out by the hash of the
     target, so that no target sentence is in two splits. Raises UserError for what is missing, empty or not parallel.
     """
+    name, splits = read_pairs(config, data)
+    if "train" not in splits:
+        raise UserError(f"{name}: no training pairs, only {', '.join(sorted(splits))}")
+    for split in ("valid", "test"):
+        if split not in splits:
+            hold_out(splits, split, config.held_out)
+    return name, splits
+
+
+def read_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str, Pairs]]:
+    """The name of the data, and its pairs by split, as they are on disk (a single table is "train")."""
     if data is None:
         name, splits = "dates as people write them, to ISO dates", {"train": date_pairs()}
     else:
@@ -30,17 +41,13 @@ def load_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str
     for split, pairs in splits.items():
         if not pairs:
             raise UserError(f"{name}: the {split} split has no pairs")
-    if "train" not in splits:
-        raise UserError(f"{name}: no training pairs, only {', '.join(sorted(splits))}")
-    for split in ("valid", "test"):
-        if split not in splits:
-            hold_out(splits, split, config.held_out)
     return name, splits
 
 
 def hold_out(splits: dict[str, Pairs], name: str, share: float) -> None:
-    """Moves about `share` of the training pairs into the split `name`: those whose target hashes lowest."""
-    hashes = [zlib.crc32(target.encode()) for _, target in splits["train"]]
+    """Moves about `share` of the training pairs into the split `name`: those whose target hashes lowest, upper
+    and lower case alike."""
+    hashes = [zlib.crc32(target.lower().encode()) for _, target in splits["train"]]
     limit = sorted(hashes)[max(int(len(hashes) * share) - 1, 0)]
     pairs = list(zip(splits["train"], hashes, strict=True))
     splits[name] = [pair for pair, h in pairs if h <= limit]

@@ -16,6 +16,7 @@ from ..compare import compare_layers, describe_times
 from ..config import ClassifyConfig
 from ..data.labelled import Batch, Encoded, Encoder, encode, read_splits
 from ..distributed import world
+from ..errors import UserError
 from ..models.classifier import Classifier
 from ..plots import draw_matrix
 from ..pretrained import adopt, layer_groups, start_from, vocabulary_of
@@ -174,6 +175,8 @@ class ClassifyTask(Task):
         model, encoder, config = load_classifier(path, layer)
         name, splits = read_splits(config, data)
         split = split or ("test" if "test" in splits else "valid" if Path(data).is_dir() else "train")
+        if split not in splits:
+            raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(splits))}")
         examples = splits["train"] + splits["valid"] if split == "train" else splits[split]
         scores = score(model, encoder, encode(encoder, config, examples, name), config)
         return [f"{name}: {scores.describe()}", *scores.table(encoder.labels)]

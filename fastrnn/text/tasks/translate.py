@@ -15,7 +15,7 @@ from ..beam import beam_search
 from ..compare import compare_layers, describe_times
 from ..config import TranslateConfig
 from ..data.batches import pad
-from ..data.pairs import Pairs, load_pairs
+from ..data.pairs import Pairs, load_pairs, read_pairs
 from ..data.parallel import PairBatch, Sides, Translations, encode
 from ..data.stream import IGNORE
 from ..distributed import world
@@ -158,10 +158,14 @@ class TranslateTask(Task):
     @classmethod
     def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
         model, sides, config = load_translator(path, layer)
-        name, pairs = load_pairs(config, data)
-        if split is not None and split not in pairs:
-            raise UserError(f"--split {split}: there are {', '.join(sorted(pairs))}")
-        return [f"{name}: {score(model, sides, pairs[split or 'test'], config).describe()}"]
+        name, pairs = read_pairs(config, data)
+        if split is None:  # a table as it is; of a folder its test, valid or only pairs
+            split = next(s for s in ("test", "valid", "train") if s in pairs)
+        elif split not in pairs:  # what training held out
+            name, pairs = load_pairs(config, data)
+        if split not in pairs:
+            raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(pairs))}")
+        return [f"{name}: {score(model, sides, pairs[split], config).describe()}"]
 
 
 def translate(
