@@ -3,8 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARGS ?=
-# The CUDA kernels take minutes to compile and need nvcc: make FASTRNN_CUDA=1 installs them, too.
-export FASTRNN_CUDA ?= 0
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
@@ -21,7 +19,7 @@ demo: .venv/.installed
 test: .venv/.installed .venv/.emulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 -m "not slow" $(ARGS)
 
-slow: .venv/.installed
+slow: .venv/.installed .venv/.emulator
 	$(BIN)/pytest -m slow $(ARGS)
 
 bench: .venv/.installed
