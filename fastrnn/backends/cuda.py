@@ -2,8 +2,8 @@
 
 A layer's input product is a GEMM of torch, the recurrence one launch for all steps and streams, on torch's current
 stream and in memory of torch's allocator; nothing waits for the device, so that calls can be captured in CUDA graphs.
-16-bit types are storage: sums and the carried states are fp32. The recurrent product of fp32 follows torch's setting for
-RNNs and `fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
+16-bit types are storage: sums and the carried states are fp32. The recurrent product of fp32 follows torch's setting
+for RNNs and `fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
 """
 
 from __future__ import annotations
