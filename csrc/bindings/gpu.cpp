@@ -40,7 +40,8 @@ void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>&
   args.x = at<void>(a[0]), args.weights = at<void>(a[1]), args.bias = at<void>(a[2]);
   args.h0 = at<void>(a[3]), args.c0 = at<void>(a[4]), args.y = at<void>(a[5]);
   args.hn = at<void>(a[6]), args.cn = at<void>(a[7]), args.tape = at<void>(a[8]);
-  args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.lengths = at<int64_t>(a[10]), args.resets = at<uint8_t>(a[11]);
+  args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.lengths = at<int64_t>(a[10]),
+  args.resets = at<uint8_t>(a[11]);
   check_alignment(a, 10);
   py::gil_scoped_release release;
   launch(plan, cell, NumberId(number), args, at<void>(stream));

@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "cells/list.h"
 #include "cuda/forward.cuh"
 #include "cuda/kernels.cuh"
+#include "cuda/plan.h"
 
 namespace fastrnn {
 

@@ -1,13 +1,9 @@
 // The kernels of each cell and number type, by the number of their variant. One source file instantiates each pair
-// (instance.cu.in), so that they compile side by side.
+// (instance.cu.in), so that they compile side by side; it must not see find.cuh, which would instantiate them all.
 #pragma once
 
-#include "cells/list.h"
 #include "cuda/args.h"
 #include "cuda/number.cuh"
-#include "cuda/plan.h"
-
-#define FASTRNN_FOR_EACH_NUMBER(DO, C) DO(C, Bf16) DO(C, Fp16) DO(C, Tf32) DO(C, Fp32)
 
 namespace fastrnn {
 
@@ -18,30 +14,5 @@ template <class Cell, class Number>
 ForwardKernel forward_kernel(int variant);
 template <class Cell, class Number>
 BackwardKernel backward_kernel(int variant);
-
-// By the ids of a plan's request.
-#define FASTRNN_FIND(C, N) \
-  if (c == cell && number == NumberId::N) found = FASTRNN_KERNEL<C, N>(variant);
-#define FASTRNN_FIND_ALL(C)                \
-  FASTRNN_FOR_EACH_NUMBER(FASTRNN_FIND, C) \
-  ++c;
-#define FASTRNN_KERNEL forward_kernel
-inline ForwardKernel find_forward(int cell, NumberId number, int variant) {
-  ForwardKernel found = nullptr;
-  int c = 0;
-  FASTRNN_FOR_EACH_CELL(FASTRNN_FIND_ALL)
-  return found;
-}
-#undef FASTRNN_KERNEL
-#define FASTRNN_KERNEL backward_kernel
-inline BackwardKernel find_backward(int cell, NumberId number, int variant) {
-  BackwardKernel found = nullptr;
-  int c = 0;
-  FASTRNN_FOR_EACH_CELL(FASTRNN_FIND_ALL)
-  return found;
-}
-#undef FASTRNN_KERNEL
-#undef FASTRNN_FIND_ALL
-#undef FASTRNN_FIND
 
 }  // namespace fastrnn

@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "cuda/kernels.cuh"
+#include "cuda/find.cuh"
 #include "cuda/launch.h"
 
 namespace fastrnn {
@@ -53,8 +53,8 @@ void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream)
 }  // namespace
 
 Limits limits(int device) {
-  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                         attribute(cudaDevAttrComputeCapabilityMinor, device);
+  const int capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
   return {capability, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest_cluster(capability),
           attribute(cudaDevAttrMultiProcessorCount, device)};
 }

@@ -1,6 +1,6 @@
 #include "emulator/launch.h"
 
-#include "cuda/kernels.cuh"
+#include "cuda/find.cuh"
 #include "cuda/launch.h"
 
 namespace fastrnn {
