@@ -102,6 +102,28 @@ def test_a_size_that_is_padded_keeps_infinite_inputs_in_their_row(emulated, cell
     torch.testing.assert_close(got.y.double(), want.y, rtol=KERNELS["fp32"], atol=KERNELS["fp32"], equal_nan=True)
 
 
+@pytest.mark.parametrize("reverse", [REVERSE, BOTH])
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_of_padded_sizes_are_contiguous(emulated, cell, reverse):
+    """As torch.compile has been told, and as they are saved."""
+    backend = emulated("bf16")
+    call = make(Case(cell, T=3, B=3, I=3, H=19, reverse=reverse), "bf16")
+    with torch.no_grad():
+        result = backend.forward(call, GATES)
+        found = backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, True)
+    for a in (result.y, *result.finals, *result.saved, found.dgates, *found.dstates):
+        assert a is None or a.is_contiguous()
+
+
+def test_compiled_at_a_padded_size(emulated):
+    emulated("fp32")
+    module, x = fastrnn.LSTM(5, 19, backend="cuda"), torch.randn(7, 5, 5)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    (y, _), (compiled_y, _) = module(x), compiled(x)
+    assert torch.equal(compiled_y, y)
+    assert all(map(torch.equal, *(torch.autograd.grad(a.sum(), list(module.parameters())) for a in (y, compiled_y))))
+
+
 def test_lengths_out_of_range_touch_nothing(emulated):
     """On the device nobody has checked them: the kernels take them as 0 and T."""
     backend = emulated("fp32")

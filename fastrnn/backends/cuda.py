@@ -182,10 +182,10 @@ class _Sizes:
         return a if a.data_ptr() % 16 == 0 else a.clone()
 
     def cut(self, a: Tensor, blocks: int) -> Tensor:
-        """The reverse of `pad`."""
+        """The reverse of `pad`, contiguous."""
         if self.padded == self.hidden:
             return a
-        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2)
+        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2).contiguous()
 
     def pad_rows(self, w: Tensor, gates: int) -> Tensor:
         """(gates * hidden, n) to (gates * padded, n)."""
