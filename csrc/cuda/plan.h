@@ -37,13 +37,13 @@ struct Plan {
   double cycles = 0;  // modelled, of one time step over the whole batch
 };
 
-// The kernels that are compiled. Weights take 128 to 160 of a thread's 255 registers, the edge beyond which compilers
+// The kernels that are compiled. Weights take 96 to 144 of a thread's 255 registers, the edge beyond which compilers
 // spill; FASTRNN's table of them (tests/cuda_kernels.json) is checked.
 constexpr int kForwardVariants = 6, kBackwardVariants = 9;
 
 constexpr Variant forward_variant(int i, int gates) {
   const int split[] = {1, 2, 4};
-  return Variant{split[i / 2], 32 / gates / 2 * 2, 0, 1 + i % 2, i >= 2};
+  return Variant{split[i / 2], (i % 2 ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2, i >= 2};
 }
 
 constexpr Variant backward_variant(int i) {
