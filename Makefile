@@ -29,7 +29,7 @@ interpret: .venv/.installed
 emulator: .venv/.installed .venv/.emulator
 	$(processes) -m "not slow" $(wildcard tests/test_emulator*.py) $(ARGS)
 
-slow: .venv/.installed
+slow: .venv/.installed .venv/.emulator
 	$(BIN)/pytest -m slow $(ARGS)
 
 bench: .venv/.installed

@@ -1,8 +1,8 @@
-"""Builds the C++ engine, and on request the CUDA kernels, with CMake and Ninja; all else is in pyproject.toml.
+"""Builds the C++ engine, and the CUDA kernels where asked to, with CMake and Ninja; all else is in pyproject.toml.
 
 Environment variables: CXX (the compiler), CMAKE_ARGS (more arguments for CMake), FASTRNN_SANITIZE=1
-(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_CUDA=1 (with the CUDA kernels, which need nvcc, take
-minutes to compile and have not run on a GPU), FASTRNN_CUDA_ARCHS ("80;90a;100;120").
+(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_CUDA=1 (the CUDA kernels, too, which need nvcc and take
+minutes to compile), FASTRNN_CUDA_ARCHS ("80;90a;100;120").
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def missing_compiler() -> str | None:
     return None if header.exists() else f"Python's headers are not installed ({header})"
 
 
-def flag(name: str, default: str = "") -> str:
-    return "ON" if os.environ.get(name, default).lower() in ("1", "on", "true", "yes") else "OFF"
+def flag(name: str) -> str:
+    return "ON" if os.environ.get(name, "").lower() in ("1", "on", "true", "yes") else "OFF"
 
 
 class BuildEngine(build_ext):
@@ -65,7 +65,7 @@ class BuildEngine(build_ext):
 
         command = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        sanitize = flag("FASTRNN_SANITIZE")
+        sanitize, kernels = flag("FASTRNN_SANITIZE"), flag("FASTRNN_CUDA")
         kind = "sanitize" if sanitize == "ON" else "release"
         # Not self.build_temp: an editable install gets a new one each time and would compile everything again.
         build = ROOT / "build" / f"{kind}-{self.plat_name}-{sys.implementation.cache_tag}"
@@ -76,7 +76,7 @@ class BuildEngine(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFASTRNN_SANITIZE={sanitize}",
-            f"-DFASTRNN_CUDA={flag('FASTRNN_CUDA')}",
+            f"-DFASTRNN_CUDA={kernels}",
             *[f"-DFASTRNN_CUDA_ARCHS={archs}" for archs in [os.environ.get("FASTRNN_CUDA_ARCHS")] if archs],
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
@@ -84,9 +84,10 @@ class BuildEngine(build_ext):
         subprocess.run([command, "--build", str(build)], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / target.name, target)
-        kernels = build / target.name.replace("_cpu", "_cuda")
-        if kernels.exists():
-            shutil.copy2(kernels, target.parent / kernels.name)
+        module = target.with_name(target.name.replace("_cpu", "_cuda"))
+        module.unlink(missing_ok=True)  # one of another version, in an editable install
+        if kernels == "ON" and sanitize == "OFF":
+            shutil.copy2(build / module.name, module)
 
 
 setup(

@@ -1,17 +1,21 @@
-# _cuda: the CUDA kernels, built where nvcc is found; FASTRNN_CUDA=OFF leaves them out. The CUDA runtime is linked
-# statically, so that the module loads where there is no GPU.
+# _cuda: the CUDA kernels. The CUDA runtime is linked statically, so that the module loads where there is no GPU.
 
 set(FASTRNN_CUDA_ARCHS "80;90a;100;120" CACHE STRING "Compute capabilities that the kernels are compiled for")
-find_program(FASTRNN_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME PATH_SUFFIXES bin)
+if(DEFINED ENV{CUDACXX} AND EXISTS "$ENV{CUDACXX}")
+  set(FASTRNN_NVCC $ENV{CUDACXX})
+endif()
+find_program(FASTRNN_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin)
 if(NOT FASTRNN_NVCC)
-  message(STATUS "nvcc was not found: fastrnn is built without its CUDA kernels")
-  return()
+  message(FATAL_ERROR "FASTRNN_CUDA asks for the CUDA kernels, but nvcc was not found (CUDACXX, CUDA_HOME, PATH)")
 endif()
 
 set(CMAKE_CUDA_COMPILER ${FASTRNN_NVCC})
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8 AND FASTRNN_CUDA_ARCHS MATCHES "1[0-9][0-9]")
+  message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} has no sm_100 and sm_120, which need 12.8: set FASTRNN_CUDA_ARCHS=\"80;90a\"")
+endif()
 
 include(cmake/instances.cmake)
 fastrnn_instances(cuda_kernels cu)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load() -> Any:
-    sys.path.insert(0, os.environ.get("FASTRNN_EMULATOR_PATH", str(ROOT / "build" / "emulator")))
+    """None if it is not built; one that is built and does not load is an error."""
+    folder = Path(os.environ.get("FASTRNN_EMULATOR_PATH", ROOT / "build" / "emulator"))
+    if not (folder / f"_emulator{EXTENSION_SUFFIXES[0]}").exists():
+        return None
+    sys.path.insert(0, str(folder))
     try:
         return importlib.import_module("_emulator")
-    except ImportError:
-        return None
     finally:
         del sys.path[0]
 

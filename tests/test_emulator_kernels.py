@@ -91,6 +91,71 @@ def test_zero_states(emulated, cell):
     assert_parity(emulated("fp32"), make(Case(cell, T=3, H=24), "fp32", states=False), "fp32")
 
 
+@pytest.mark.parametrize("cell", [c for c in CELLS if c != "rnn_relu"])  # whose h would be infinite, too
+def test_a_size_that_is_padded_keeps_infinite_inputs_in_their_row(emulated, cell):
+    """Gates saturate at an infinite input as they do in torch.nn; 0 * inf in the padding would make all of it NaN."""
+    backend = emulated("fp32")
+    call = make(Case(cell, T=4, B=3, I=3, H=19), "fp32")
+    call.x.detach()[1, 1, 2] = torch.inf
+    got, want = recurrence(backend, call), differentiable.run(REFERENCE, like(call, torch.float64))
+    assert want.y[3].isfinite().any()
+    torch.testing.assert_close(got.y.double(), want.y, rtol=KERNELS["fp32"], atol=KERNELS["fp32"], equal_nan=True)
+
+
+@pytest.mark.parametrize("reverse", [REVERSE, BOTH])
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_of_padded_sizes_are_contiguous(emulated, cell, reverse):
+    """As torch.compile has been told, and as they are saved."""
+    backend = emulated("bf16")
+    call = make(Case(cell, T=3, B=3, I=3, H=19, reverse=reverse), "bf16")
+    with torch.no_grad():
+        result = backend.forward(call, GATES)
+        found = backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, True)
+    for a in (result.y, *result.finals, *result.saved, found.dgates, *found.dstates):
+        assert a is None or a.is_contiguous()
+
+
+def test_compiled_at_a_padded_size(emulated):
+    emulated("fp32")
+    module, x = fastrnn.LSTM(5, 19, backend="cuda"), torch.randn(7, 5, 5)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    (y, _), (compiled_y, _) = module(x), compiled(x)
+    assert torch.equal(compiled_y, y)
+    assert all(map(torch.equal, *(torch.autograd.grad(a.sum(), list(module.parameters())) for a in (y, compiled_y))))
+
+
+def test_lengths_out_of_range_touch_nothing(emulated):
+    """On the device nobody has checked them: the kernels take them as 0 and T."""
+    backend = emulated("fp32")
+    call = make(Case("lstm", T=4, B=5, I=3, H=19, reverse=BOTH), "fp32")
+    wild = call._replace(lengths=torch.tensor([9, -3, 4, 1 << 40, 2]))
+    tame = call._replace(lengths=torch.tensor([4, 0, 4, 4, 2]))
+    with torch.no_grad():
+        runs = [backend.forward(c, GATES) for c in (wild, tame)]
+        back = [
+            backend.backward(c, r.saved, r.y, r.y, r.finals, (True,) * 20, False)
+            for c, r in zip((wild, tame), runs, strict=True)
+        ]
+    assert all(map(torch.equal, (runs[0].y, *runs[0].finals), (runs[1].y, *runs[1].finals)))
+    assert all(map(torch.equal, (back[0].dgates, *back[0].dstates), (back[1].dgates, *back[1].dstates)))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_tape_that_is_kept_is_not_overwritten(emulated, cell):
+    backend = emulated("bf16")
+    call = make(Case(cell, T=4, B=3, I=3, H=24), "bf16")
+    with torch.no_grad():
+        result = backend.forward(call, GATES)
+        before = [None if a is None else a.clone() for a in result.saved]
+        first = backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, False)
+        for a, b in zip(result.saved, before, strict=True):
+            assert a is b or torch.equal(a, b)
+        last = backend.backward(call, result.saved, result.y, result.y, result.finals, (True,) * 20, True)
+    assert torch.equal(first.dgates, last.dgates)
+    dtypes = backend.saved_dtypes(torch.bfloat16)
+    assert all(a is None or a.dtype is d for a, d in zip(before, dtypes, strict=True))
+
+
 # Every kernel that is compiled, at a size where it has work in all its blocks and weights in shared memory, too.
 FORWARD: list[tuple[int, int, int]] = [  # (variant, blocks, H)
     (0, 1, 128),

@@ -56,7 +56,7 @@ def test_cuda_kernels_are_named_or_explained(monkeypatch: pytest.MonkeyPatch) ->
     assert "built for 80 90a" in format_info(facts)
     monkeypatch.setitem(sys.modules, "fastrnn._cuda", None)
     cuda.load.cache_clear()
-    assert "reinstall fastrnn with FASTRNN_CUDA=1 where nvcc is found" in format_info(fastrnn.info())
+    assert "reinstall fastrnn with FASTRNN_CUDA=1" in format_info(fastrnn.info())
     cuda.load.cache_clear()
 
 

@@ -25,7 +25,11 @@ NOT_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__e
 
 def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """`command` in `cwd`, with its output shown when it fails and `check` is set."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FASTRNN_SANITIZE", "FASTRNN_ISA")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PYTHONPATH", "FASTRNN_SANITIZE", "FASTRNN_CUDA", "FASTRNN_ISA")
+    }
     done = subprocess.run([str(c) for c in command], cwd=cwd, env=clean | env, capture_output=True, text=True)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
@@ -35,6 +39,14 @@ def source_files(*folders: str) -> set[str]:
     """The files of the source tree under `folders`, less what tools leave there."""
     files = (f for folder in folders for f in (ROOT / folder).rglob("*") if f.is_file())
     return {f.relative_to(ROOT).as_posix() for f in files if f.suffix not in GENERATED and "cache" not in str(f.parent)}
+
+
+def broken_nvcc(folder: Path) -> str:
+    """A PATH on which `nvcc` is found first and fails."""
+    nvcc = folder / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho planted >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    return os.pathsep.join([str(folder), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +69,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, in isolation, in an environment without torch."""
-    out = tmp_path_factory.mktemp("wheel")
-    run(bare_python, "-m", "pip", "wheel", "--no-deps", "-w", out, sdist, cwd=out)
+    """Built from the sdist, in isolation, in an environment without torch, where a broken nvcc stands in the PATH."""
+    out, broken = tmp_path_factory.mktemp("wheel"), broken_nvcc(tmp_path_factory.mktemp("broken"))
+    run(bare_python, "-m", "pip", "wheel", "--no-deps", "-w", out, sdist, cwd=out, PATH=broken)
     return next(out.glob("*.whl"))
 
 
@@ -173,6 +185,19 @@ def test_a_compile_error_fails_the_install(sdist: Path, tmp_path: Path) -> None:
     done = run(sys.executable, *command, cwd=tmp_path, check=False)
     assert done.returncode != 0
     assert "planted" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("out/*.whl"))
+
+
+def test_kernels_that_were_asked_for_are_there_or_the_install_fails(sdist: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(sdist, tmp_path, filter="data")
+    (tree,) = tmp_path.glob("fastrnn-*")
+    command = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "out", tree)
+    path = broken_nvcc(tmp_path)
+    done = run(
+        sys.executable, *command, cwd=tmp_path, check=False, FASTRNN_CUDA="1", PATH=path, CUDACXX="", CUDA_HOME=""
+    )
+    assert done.returncode != 0
+    assert "cmake/cuda.cmake" in done.stdout + done.stderr  # named by CMake as the place of the error
     assert not list(tmp_path.glob("out/*.whl"))
 
 

@@ -2,8 +2,8 @@
 
 A layer's input product is a GEMM of torch, the recurrence one launch for all steps and streams, on torch's current
 stream and in memory of torch's allocator; nothing waits for the device, so that calls can be captured in CUDA graphs.
-16-bit types are storage: sums and the carried states are fp32. fp32 follows torch's setting for RNNs and
-`fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
+16-bit types are storage: sums and the carried states are fp32. The recurrent product of fp32 follows torch's setting
+for RNNs and `fastrnn.fp32_precision`: TF32, or three products of TF32, whose error is a few units of fp32's last place.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def load() -> Module:
     try:
         module: ModuleType = importlib.import_module("fastrnn._cuda")
     except ImportError as error:
-        way_out = "reinstall fastrnn with FASTRNN_CUDA=1 where nvcc is found"
-        return None, f"the CUDA kernels are not installed ({error}); {way_out}"
+        return None, f"the CUDA kernels are not installed ({error}); reinstall fastrnn with FASTRNN_CUDA=1"
     return module, ""
 
 
@@ -49,22 +48,27 @@ class Cuda(Backend):
         self._limits = functools.lru_cache(maxsize=None)(self._limits_of)
 
     def unsupported(self, query: Query) -> str | None:
+        if query.device != self._device:
+            return f"the kernels run on {self._device} tensors, these are on {query.device}"
         module, why_not = self._module()
         if module is None:
             return why_not
-        if query.device != self._device:
-            return f"the kernels run on {self._device} tensors, these are on {query.device}"
+        if self._device == "cuda" and not torch.cuda.is_available():
+            return "there is no GPU"
         if query.dtype not in _NUMBERS:
             return f"the kernels have no {query.dtype}"
         if query.P != query.H:
             return "the kernels have no projections"
         if not (query.I and query.H and query.B):
             return "the kernels need at least one row, one feature and one unit"
+        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
         for backward in (False, True)[: 1 + query.grad]:
-            number = _number(query.dtype)
-            plan = self.plan(query.cell, number, backward, query.S, query.B, padded(query.H, query.dtype))
-            if plan.error:
-                return str(plan.error)
+            try:
+                error = self.plan(query.cell, number, backward, query.S, query.B, hidden).error
+            except RuntimeError as failure:  # a driver older than the kernels' CUDA runtime: `auto` must go on
+                error = f"the device did not say what it can do: {failure}"
+            if error:
+                return str(error)
         return None
 
     def passed_over(self, query: Query) -> str | None:
@@ -178,10 +182,10 @@ class _Sizes:
         return a if a.data_ptr() % 16 == 0 else a.clone()
 
     def cut(self, a: Tensor, blocks: int) -> Tensor:
-        """The reverse of `pad`."""
+        """The reverse of `pad`, contiguous."""
         if self.padded == self.hidden:
             return a
-        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2)
+        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2).contiguous()
 
     def pad_rows(self, w: Tensor, gates: int) -> Tensor:
         """(gates * hidden, n) to (gates * padded, n)."""
@@ -242,7 +246,10 @@ def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
 
 
 def _input(call: Call, sizes: _Sizes, blocks: int) -> tuple[Tensor, Tensor | None]:
-    """The gates' input part, the first G*H columns of (S, T*B, blocks*H), and the split gates' b_hh (S, split*H)."""
+    """The gates' input part, the first G*H columns of (S, T*B, blocks*H), and the split gates' b_hh (S, split*H).
+
+    The columns of the units that padding adds are zero, even where x is not finite.
+    """
     cell, x = call.cell, call.x.reshape(-1, call.x.shape[-1])
     gates = x.new_empty(sizes.streams, x.shape[0], blocks * sizes.padded)
     of_split = []
@@ -251,12 +258,14 @@ def _input(call: Call, sizes: _Sizes, blocks: int) -> tuple[Tensor, Tensor | Non
         w_ih = sizes.pad_rows(w.w_ih, cell.gates)
         if w.b_ih is None or w.b_hh is None:
             torch.mm(x, w_ih.t(), out=out)
-            continue
-        b_hh = w.b_hh
-        if cell.split:
-            of_split.append(sizes.pad(_split_rows(cell, b_hh), len(cell.split)))
-            b_hh = _without_split(cell, b_hh)
-        torch.addmm(sizes.pad(w.b_ih + b_hh, cell.gates), x, w_ih.t(), out=out)
+        else:
+            b_hh = w.b_hh
+            if cell.split:
+                of_split.append(sizes.pad(_split_rows(cell, b_hh), len(cell.split)))
+                b_hh = _without_split(cell, b_hh)
+            torch.addmm(sizes.pad(w.b_ih + b_hh, cell.gates), x, w_ih.t(), out=out)
+        if sizes.padded > sizes.hidden:
+            out.unflatten(-1, (cell.gates, sizes.padded))[..., sizes.hidden :].zero_()
     return gates, torch.stack(of_split) if of_split else None
 
 
