@@ -28,7 +28,8 @@ def test_the_table_names_tests():
 
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
-def test_python_blocks_run(document):
+def test_python_blocks_run(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write there
     for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
         exec(compile(block, document, "exec"), {})
 
