@@ -123,7 +123,7 @@ def shared(p: Plan, problem: Problem) -> int:
     if p.schedule == PERSISTENT:
         return parts * (G * _up(problem.H, p.BK) * p.BN * item + p.BB * p.BK * item)
     blocks = 1 if problem.backward else G
-    return parts * p.stages * (blocks * p.BK * p.BN + p.BB * p.BK) * item
+    return parts * p.stages * (blocks * p.BK * p.BN + p.BB * p.BK) * item + p.BB * p.BN * 4
 
 
 def _of(schedule: str, problem: Problem, limits: Limits) -> tuple[Plan | None, str]:
