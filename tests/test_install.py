@@ -116,6 +116,7 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
         "plot",
         "privacy",
         "onnx",
+        "triton",
         "dev",
     }
 
