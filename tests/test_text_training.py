@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 
 from text_support import assert_identical, at_step, config, final_state, one_thread, quiet
 
+import fastrnn
 from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
 from fastrnn.text import checkpoint as checkpoints
 from fastrnn.text.optim import averaged, averaging, make_optimizer, nonmonotonic, stale_epochs, start_averaging
@@ -228,3 +230,8 @@ def test_choices_are_checked_in_python_too():
         LmConfig(optimizer="lion")
     with pytest.raises(UserError, match="--batch-size 16 must be a multiple of the 3 processes"):
         LmConfig(devices=3)
+
+
+def test_no_name_of_the_package_is_a_module_of_it():
+    """Which would take the function's place once somebody has imported it."""
+    assert not set(fastrnn.text.__all__) & {module.name for module in pkgutil.iter_modules(fastrnn.text.__path__)}

@@ -23,7 +23,7 @@ from fastrnn.text.data.pairs import load_pairs
 from fastrnn.text.data.parallel import Sides, encode
 from fastrnn.text.data.stream import IGNORE
 from fastrnn.text.models.seq2seq import Seq2Seq
-from fastrnn.text.predict import predict_lines
+from fastrnn.text.prediction import predict_lines
 from fastrnn.text.tasks.translate import TranslateTask
 
 __all__ = ["one_thread"]  # a fixture

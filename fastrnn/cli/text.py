@@ -135,7 +135,7 @@ def predict(args: list[str]) -> int:
         raise UsageError("--text and --data exclude each other")
     if o.top < 1 or o.beam < 1:
         raise UsageError(f"--top and --beam must be at least 1, got {o.top}, {o.beam}")
-    from ..text.predict import predict_lines
+    from ..text.prediction import predict_lines
 
     for line in predict_lines(o.checkpoint, o.text, o.data, o.top, o.beam, o.layer):
         print(line)
