@@ -1,0 +1,157 @@
+"""`python -m benchmarks.end_to_end`: training through the harness with fastrnn's layers and with torch.nn's.
+
+The same run twice, but for `--layer`: the same data, first weights and random numbers. What is timed is what a user
+waits for: batches, embedding, layers, output and loss, backward, clipping, the optimiser, Lightning's loop. Rounds of
+either take turns in one process; the losses of both are compared step by step.
+
+    python -m benchmarks.end_to_end --threads 1 2 shakespeare-char=input.txt imdb=aclImdb.tar.xz
+
+A run is a preset and the data to train it on; `shakespeare-char,cell=gru=input.txt` changes an option of the preset.
+Without any, the default model of each task on its default data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+import yaml  # type: ignore[import-untyped]
+
+import fastrnn
+from benchmarks.environment import ROOT, Store, describe, slug
+from benchmarks.measure import summary
+from fastrnn.cli.parser import PRESETS
+from fastrnn.text.task import Task
+from fastrnn.text.tasks import find_task
+
+LAYERS = ("torch", "fastrnn")
+TASKS = ("lm", "classify", "translate")
+WARM_UP = 3  # steps that are not timed: they allocate and pack
+
+
+class Watch(L.Callback):
+    """The loss of each step, and the time and tokens of those after the warm-up."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.start = self.end = (0.0, 0.0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.losses.append(float(trainer.callback_metrics["train_loss"]))
+        self.end = time.perf_counter(), task.sitting
+        if len(self.losses) == WARM_UP:
+            self.start = self.end
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (self.end[1] - self.start[1]) / (self.end[0] - self.start[0])
+
+
+def train(kind: type[Task], config: Any, data: Any, steps: int) -> Watch:
+    """The first `steps` steps of a run after the warm-up, without validation or checkpoints."""
+    data.train.load_state_dict(dict.fromkeys(data.train.state_dict(), 0))  # from the beginning
+    torch.manual_seed(config.seed)
+    watch = Watch()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=WARM_UP + steps, limit_val_batches=0, logger=False, callbacks=[watch],
+        accumulate_grad_batches=config.accumulate, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*no `val_dataloader`")  # on purpose
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="lightning")
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        trainer.fit(kind(config, data), data.train)
+    return watch
+
+
+def configuration(run: str) -> tuple[str, type[Task], Any]:
+    """Name, task and configuration of `PRESET[,option=value ...][=data]`, or of the task named so."""
+    name, *changes = run.split(",")
+    data = None
+    if changes:
+        parts = changes[-1].split("=", 2)
+        changes[-1], data = "=".join(parts[:2]), (parts[2] if len(parts) == 3 else None)
+    elif "=" in name:
+        name, data = name.split("=", 1)
+    if name in TASKS:
+        task, fields = name, {}
+    else:
+        found = list(PRESETS.glob(f"*/{name}.yaml"))
+        if not found:
+            raise SystemExit(
+                f"no preset {name}; there are: {', '.join(sorted(p.stem for p in PRESETS.glob('*/*.yaml')))}"
+            )
+        task, fields = found[0].parent.name, yaml.safe_load(found[0].read_text())
+    fields |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
+    kind = find_task(task)
+    return ",".join([name, *changes]), kind, kind.Config(**fields, data=data)
+
+
+def measure(run: str, threads: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
+    """A record for each number of threads."""
+    name, kind, config = configuration(run)
+    data = kind.load(config, None)
+    records = []
+    for number in threads:
+        torch.set_num_threads(number)
+        watched: dict[str, list[Watch]] = {layer: [] for layer in LAYERS}
+        for _ in range(rounds):
+            for layer in LAYERS:
+                watched[layer].append(train(kind, dataclasses.replace(config, layer=layer), data, steps))
+        rate = {layer: summary([w.tokens_per_s for w in found]) for layer, found in watched.items()}
+        pairs = list(zip(*(found[0].losses for found in watched.values()), strict=True))
+        records.append({
+            "kind": "end_to_end", "run": name, "task": kind.name, "threads": number, "steps": steps, "rounds": rounds,
+            "tokens_per_s": rate,
+            "ratio": summary([b.tokens_per_s / a.tokens_per_s for a, b in zip(*watched.values(), strict=True)]),
+            "last_losses": pairs[-1], "loss_difference": max(abs(a - b) / abs(a) for a, b in pairs),
+        })  # fmt: skip
+    return records
+
+
+HEAD = f"{'run':36} threads | tokens/s: torch.nn  fastrnn  ratio (p20-p80) | loss of the last step; largest difference"
+
+
+def line(r: dict[str, Any]) -> str:
+    torch_rate, our_rate = (r["tokens_per_s"][layer]["p50"] for layer in LAYERS)
+    ratio, losses = r["ratio"], r["last_losses"]
+    return (
+        f"{r['run']:36} {r['threads']:7} | {torch_rate:18,.0f} {our_rate:8,.0f}  {ratio['p50']:5.2f} "
+        f"({ratio['p20']:.2f}-{ratio['p80']:.2f}) | {losses[0]:.6f} {losses[1]:.6f}; {r['loss_difference']:.1e}"
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.end_to_end", description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="*", default=list(TASKS), metavar="PRESET[,option=value ...][=data]")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=3, help="times that each layer has its turn")
+    parser.add_argument("--steps", type=int, default=20, help="steps timed in each round")
+    parser.add_argument("--save", action="store_true", help="keep the records under benchmarks/results")
+    given = parser.parse_args(args)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    environment = describe(fastrnn, "benchmarks.end_to_end")
+    path = ROOT / "results" / slug(environment) / "end-to-end.jsonl" if given.save else None
+    store = Store(path)
+    store.add(environment)
+    print(HEAD)
+    for run in given.runs:
+        for record in measure(run, given.threads, given.rounds, given.steps):
+            store.add(record)
+            print(line(record), flush=True)
+    if path:
+        print(f"records: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

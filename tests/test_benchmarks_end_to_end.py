@@ -1,0 +1,49 @@
+"""Training with either library's layers, side by side through the harness."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from benchmarks import end_to_end
+
+SMALL = ["lm,hidden_size=8,emb_size=8,batch_size=4,bptt=7", "classify,hidden_size=8,emb_size=8,batches=packed"]
+
+
+def test_a_run_gives_equal_losses_and_both_rates(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(end_to_end, "ROOT", tmp_path)
+    assert end_to_end.main([*SMALL, "--rounds", "1", "--steps", "2", "--save"]) == 0
+    (path,) = tmp_path.rglob("*.jsonl")
+    environment, *records = map(json.loads, path.read_text().splitlines())
+    assert environment["command"].startswith("python")
+    assert [r["run"] for r in records] == SMALL
+    out = capsys.readouterr().out
+    for record in records:
+        assert record["run"] in out
+        assert record["loss_difference"] < 1e-5
+        assert all(rate["p50"] > 0 for rate in record["tokens_per_s"].values())
+
+
+def test_another_model_has_other_losses(monkeypatch):
+    real = end_to_end.train
+
+    def other(kind, config, data, steps):
+        return real(kind, dataclasses.replace(config, seed=1 + (config.layer == "torch")), data, steps)
+
+    monkeypatch.setattr(end_to_end, "train", other)
+    (record,) = end_to_end.measure(SMALL[0], [1], rounds=1, steps=1)
+    assert record["loss_difference"] > 1e-5
+
+
+def test_a_run_is_a_preset_with_changes_and_data():
+    name, kind, config = end_to_end.configuration("shakespeare-char,cell=gru,clip=0.5=some/text.txt")
+    assert (name, kind.name, config.cell, config.clip) == ("shakespeare-char,cell=gru,clip=0.5", "lm", "gru", 0.5)
+    assert (config.data, config.hidden_size) == ("some/text.txt", 512)
+    assert end_to_end.configuration("imdb=aclImdb.tar.xz")[2].data == "aclImdb.tar.xz"
+    assert end_to_end.configuration("lm")[2].data is None
+    with pytest.raises(SystemExit, match=r"no preset nonsense; there are: .*imdb"):
+        end_to_end.configuration("nonsense=x")
