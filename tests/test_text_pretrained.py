@@ -89,6 +89,50 @@ def test_layers_are_unfrozen_from_the_output_down(config, monkeypatch):
     assert result.history[-1]["valid_loss"] < result.history[0]["valid_loss"]
 
 
+def test_no_gradient_is_carried_through_frozen_layers_and_the_numbers_are_the_same(config, tmp_path, monkeypatch):
+    """The reference computes all gradients, of which those of frozen layers meet a learning rate of 0."""
+    config = dataclasses.replace(config, optimizer="sgd", lr=0.5, clip=0.0, dropout=0.3)
+    carried = []
+    plain = ClassifyTask.configure_gradient_clipping
+
+    def configure_gradient_clipping(self, *args, **kwargs):
+        carried.append(
+            (self.trainer.current_epoch, {n for n, p in self.model.named_parameters() if p.grad is not None})
+        )
+        plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(ClassifyTask, "configure_gradient_clipping", configure_gradient_clipping)
+    model = train_classify(config, echo=quiet).model
+    depth = {id(p): group["depth"] for group in layer_groups(model) for p in group["params"]}
+    steps = carried.copy()
+    carried.clear()
+    assert {epoch for epoch, _ in steps} == set(range(4))
+    for epoch, names in steps:
+        assert names == {name for name, p in model.named_parameters() if depth[id(p)] <= epoch}, epoch
+    monkeypatch.setattr(torch.nn.Parameter, "requires_grad_", lambda parameter, needed=True: parameter)
+    train_classify(dataclasses.replace(config, out=str(tmp_path / "all")), echo=quiet)
+    assert all(names == {name for name, _ in model.named_parameters()} for _, names in carried)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "all"))
+
+
+def test_averages_of_layers_that_are_still_frozen(config, monkeypatch):
+    """Averaging begins after the first epoch, in which only the output had moved."""
+    monkeypatch.setattr("fastrnn.text.task.nonmonotonic", lambda losses, n: len(losses) == 1)
+    config = dataclasses.replace(config, optimizer="asgd", lr=0.5, schedule="constant")
+    result = train_classify(config, echo=quiet)
+    last = torch.load(result.folder / "last.ckpt", weights_only=True)
+    names = [name for group in layer_groups(result.model) for name in named(result.model, group["params"])]
+    weights, states = {n.removeprefix("model."): w for n, w in last["state_dict"].items()}, last["optimizer_states"][0]
+    for i, name in enumerate(names):
+        assert not torch.equal(states["state"][i]["ax"], weights[name]), name
+    assert result.valid.loss == pytest.approx(min(row["valid_loss"] for row in result.history), abs=1e-5)
+
+
+def named(model, parameters):
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [names[id(p)] for p in parameters]
+
+
 def test_every_parameter_is_in_one_group():
     model = Classifier(ClassifyConfig(layers=3, pooling="attention"), 11, 2)
     groups = layer_groups(model)

@@ -70,9 +70,10 @@ def averaging(optimizer: torch.optim.Optimizer) -> bool:
 
 def start_averaging(optimizer: torch.optim.Optimizer) -> None:
     """The averages are those of the weights from the next step on. (torch's ASGD takes 1 / (step - t0), known at the
-    end of a step, as the weight of the step after it.)"""
+    end of a step, as the weight of the step after it.) Weights that are still frozen have taken no step."""
     for group in optimizer.param_groups:
-        group["t0"] = max(float(optimizer.state[p]["step"]) for p in group["params"] if p in optimizer.state) - 1
+        steps = [float(optimizer.state[p]["step"]) for p in group["params"] if p in optimizer.state]
+        group["t0"] = max(steps, default=0.0) - 1
 
 
 @contextmanager

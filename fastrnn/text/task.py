@@ -147,7 +147,7 @@ class Task(L.LightningModule):
         return make_optimizer(self.config, self.parameter_groups())
 
     def lr_factor(self, batch: Any, group: dict[str, Any]) -> float:
-        """A task's own factor on the learning rate of a parameter group at this batch."""
+        """A task's own factor on the learning rate of a parameter group at this batch; 0 freezes the group."""
         return 1.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -157,7 +157,10 @@ class Task(L.LightningModule):
             last = min(last, self.config.max_steps)
         factor = schedule(self.config, self.trainer.global_step, self.trainer.current_epoch, last)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.config.lr * factor * self.plateau_factor * self.lr_factor(batch, group)
+            own = self.lr_factor(batch, group)
+            group["lr"] = self.config.lr * factor * self.plateau_factor * own
+            for parameter in group["params"]:
+                parameter.requires_grad_(own > 0)  # through frozen layers, no gradient is carried
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -145,6 +145,8 @@ def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="lightning.pytorch.utilities._pytree")
         # The task has already summed over processes what it logs.
         warnings.filterwarnings("ignore", ".*It is recommended to use .*sync_dist=True")
+        # Said once all layers are unfrozen, of what freezing needs (`strategy`).
+        warnings.filterwarnings("ignore", ".*find_unused_parameters=True was specified in DDP constructor")
         # A linear layer's output over time is a view, and nothing edits it in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         ckpt = None if resume is None else str(resume)
@@ -183,7 +185,10 @@ def strategy(config: RunConfig) -> Any:
         from .sharding import ShardedStrategy
 
         return ShardedStrategy(config.world)
-    return "ddp" if config.world > 1 or config.strategy == "ddp" else "auto"
+    if config.world == 1 and config.strategy != "ddp":
+        return "auto"
+    # Layers frozen for a while have no gradients to be averaged, which DDP must be told to expect.
+    return "ddp_find_unused_parameters_true" if getattr(config, "pretrained", None) else "ddp"
 
 
 def check_device(config: RunConfig) -> None:
