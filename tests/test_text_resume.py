@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 
+from text_processes import STOP_AT, configs, write_data
 from text_support import TEXT, assert_identical, at_step, config, final_state, one_thread, quiet
 
 from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
@@ -63,27 +64,32 @@ def test_resume_after_a_crash_goes_on_from_the_last_saved_step(config, tmp_path,
     assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 
-def test_resume_after_sigkill(config, tmp_path):
+@pytest.mark.parametrize("name", ["lm", "classify", "translate"])
+def test_resume_after_sigkill(tmp_path, name):
     """The process ends within a step, with no chance to save or clean up."""
-    train_lm(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    write_data(tmp_path)
+    config, train = configs(tmp_path, devices=1, dropout=0.2, save_every=4, out=str(tmp_path / "run"))[name]
+    train(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
     code = f"""
 import os, signal, torch
-from fastrnn.text import LmConfig, train_lm
-from fastrnn.text.tasks.lm import LmTask
+from fastrnn.text import {type(config).__name__}, {train.__name__}
+from fastrnn.text.tasks import find_task
 torch.set_num_threads(1)
-plain = LmTask.training_step
+kind = find_task({name!r})
+plain = kind.training_step
 def training_step(self, batch, batch_idx):
-    if self.trainer.global_step == {STEPS + 17}:
+    if self.trainer.global_step == {STOP_AT[name]}:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, batch, batch_idx)
-LmTask.training_step = training_step
-train_lm(LmConfig(**{dataclasses.asdict(config) | {"save_every": 10}}))
+kind.training_step = training_step
+{train.__name__}({config!r})
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"] == (STEPS + 17) // 10 * 10
-    train_lm(config, resume=config.out, echo=quiet)
+    saved = checkpoints.load(tmp_path / "run" / "last.ckpt")["global_step"]
+    assert saved == STOP_AT[name] // 4 * 4, "the step before was saved within the epoch"
+    train(config, resume=config.out, echo=quiet)
     assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 
@@ -155,15 +161,23 @@ def test_a_disk_full_amid_a_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_full_disk_keeps_the_old_checkpoint(config, tmp_path, monkeypatch):
-    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
-    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+@pytest.mark.parametrize("name", ["lm", "classify", "translate"])
+def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on_later(tmp_path, monkeypatch, name):
+    write_data(tmp_path)
+    config, train = configs(tmp_path, devices=1, dropout=0.2, out=str(tmp_path / "run"))[name]
+    train(dataclasses.replace(config, out=str(tmp_path / "whole")), echo=quiet)
+    train(dataclasses.replace(config, epochs=1), echo=quiet)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.ckpt")}
+    assert len(before) == 2
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"last\.ckpt: cannot be written: .*No space left.*what was there is kept"):
-        train_lm(config, resume=config.out, given={"epochs": 2}, echo=quiet)
-    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"last\.ckpt: cannot be written: .*No space left.*what was there is kept"):
+            train(config, resume=config.out, given={"epochs": 2}, echo=quiet)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.ckpt")} == before
     assert not list((tmp_path / "run").glob(".*"))
+    train(config, resume=config.out, given={"epochs": 2}, echo=quiet)
+    assert_identical(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))

@@ -1,4 +1,5 @@
-"""Run by test_text_processes.py in each of two processes: every task whole, then stopped by a signal and resumed."""
+"""A small run of every task. As a script, run by test_text_processes.py in each of two processes: every task whole,
+then stopped by a signal and resumed."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from text_support import TEXT
 
 from fastrnn.text import (
     ClassifyConfig,
@@ -26,7 +28,15 @@ from fastrnn.text.tasks import find_task
 
 SHARED = {"device": "cpu", "compare": 0, "report": False, "progress": False, "epochs": 2, "devices": 2, "emb_size": 8,
           "hidden_size": 12, "lr": 0.02, "schedule": "constant"}  # fmt: skip
-STOP_AT = {"lm": 33, "classify": 7, "translate": 12}  # a step within an epoch
+STOP_AT = {"lm": 33, "classify": 7, "translate": 12, "ulmfit": 12}  # a step within an epoch
+
+
+def write_data(folder):
+    (folder / "text.txt").write_text(TEXT)
+    words = ["cat", "dog", "fur", "sea", "salt", "tide"]
+    rows = [" ".join(words[(i * j) % 3 + 3 * (i % 2)] for j in range(i % 5 + 2)) + f" {i % 11}" for i in range(68)]
+    (folder / "data.csv").write_text("text,label\n" + "\n".join(f"{r},{i % 2}" for i, r in enumerate(rows)) + "\n")
+    (folder / "pairs.tsv").write_text("".join(f"{r}\t{r[::-1]} {i}\n" for i, r in enumerate(rows)))
 
 
 def configs(folder: Path, **changed):
@@ -34,19 +44,22 @@ def configs(folder: Path, **changed):
     shared = {**SHARED, **changed}
     # Adam and clipping would hide a gradient of the wrong size
     plain = {**shared, "optimizer": "sgd", "lr": 0.5, "clip": 0.0}
+    labelled = ClassifyConfig(**plain, data=f"{folder}/data.csv", batch_size=7)
     return {
         "lm": (
             LmConfig(**shared, data=f"{folder}/text.txt", batch_size=4, bptt=16, sample=0, weight_drop=0.0),
             train_lm,
         ),
-        "classify": (ClassifyConfig(**plain, data=f"{folder}/data.csv", batch_size=7), train_classify),
+        "classify": (labelled, train_classify),
         "translate": (TranslateConfig(**plain, data=f"{folder}/pairs.tsv", batch_size=7, examples=0), train_translate),
+        # Frozen in the first epoch are the layers of "lm", in the second its embedding.
+        "ulmfit": (dataclasses.replace(labelled, pretrained=f"{folder}/two-lm/best.ckpt"), train_classify),
     }
 
 
 def interrupt(name: str, step: int):
     """The second process gets a signal at `step`; both must stop after it."""
-    kind = find_task(name)
+    kind = find_task("classify" if name == "ulmfit" else name)
     plain = kind.training_step
 
     def training_step(self, batch, batch_idx):
@@ -69,9 +82,9 @@ def main(folder: Path) -> None:
         result = train(dataclasses.replace(config, out=f"{folder}/fsdp-{name}"), echo=lambda line: None)
         if result is not None:
             histories[f"fsdp-{name}"] = result.history
-    sharded = configs(folder, dropout=0.0, strategy="fsdp", out=f"{folder}/fsdp-resumed", max_steps=33)["lm"]
-    sharded[1](sharded[0], echo=lambda line: None)
-    sharded[1](sharded[0], resume=f"{folder}/fsdp-resumed", given={"max_steps": -1}, echo=lambda line: None)
+        config = dataclasses.replace(config, out=f"{folder}/fsdp-resumed-{name}", max_steps=STOP_AT[name])
+        train(config, echo=lambda line: None)
+        train(config, resume=config.out, given={"max_steps": -1}, echo=lambda line: None)
     for name, (config, train) in configs(folder, dropout=0.3).items():
         train(dataclasses.replace(config, out=f"{folder}/whole-{name}"), echo=lambda line: None)
         undo, config = interrupt(name, STOP_AT[name]), dataclasses.replace(config, out=f"{folder}/stopped-{name}")
