@@ -68,6 +68,8 @@ def test_evaluate(run, capsys):
     assert "bits per character" in first
     assert first.endswith(f"over {len(TEXT) - 1:,} tokens")
     assert second.startswith("0.00% of the tokens are <unk>")
+    assert main(["evaluate", "--checkpoint", f"{run}/run/best.ckpt"]) == 0
+    assert capsys.readouterr().out.startswith(f"{run}/text.txt (valid): perplexity ")
 
 
 def test_evaluate_and_predict_with_a_classifier(run, tmp_path, capsys, monkeypatch):
@@ -76,6 +78,8 @@ def test_evaluate_and_predict_with_a_classifier(run, tmp_path, capsys, monkeypat
     first, *classes = capsys.readouterr().out.splitlines()
     assert "accuracy 100.00%, macro-F1 1.0000" in first
     assert classes == ["  ocean: F1 1.0000, 30 examples", "  pets: F1 1.0000, 30 examples"]
+    assert main(["evaluate", *checkpoint]) == 0
+    assert "/data.csv (valid): accuracy 100.00%" in capsys.readouterr().out
     assert main(["predict", *checkpoint, "--text", "dog fur paw", "--top", "2"]) == 0
     label, p, other, q = capsys.readouterr().out.split()
     assert (label, other) == ("pets", "ocean")

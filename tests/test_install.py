@@ -112,6 +112,7 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
         "train",
         "zh",
         "tensorboard",
+        "hub",
         "test",
         "plot",
         "privacy",

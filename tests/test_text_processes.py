@@ -85,7 +85,7 @@ def test_a_signal_to_one_process_stops_both_and_the_run_resumes_exactly(two, nam
 def test_sharded_weights_give_the_same_losses_and_whole_checkpoints(two, name):
     histories = json.loads((two / "histories.json").read_text())
     for row, sharded in zip(histories[name], histories[f"fsdp-{name}"], strict=True):
-        for key in row.keys() - {"tokens_per_s"}:
+        for key in row.keys() - {"tokens_per_s", "valid_bleu"}:
             assert sharded[key] == pytest.approx(row[key], rel=1e-4), key
     saved = {kind: checkpoints.load(two / f"{kind}-{name}" / "last.ckpt") for kind in ("two", "fsdp")}
     assert saved["two"]["state_dict"].keys() == saved["fsdp"]["state_dict"].keys()

@@ -17,7 +17,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 from text_support import assert_identical, at_step, config, final_state, one_thread, quiet
 
 import fastrnn
-from fastrnn.text import Interrupted, LmConfig, UserError, train_lm
+from fastrnn.text import Interrupted, LmConfig, TranslateConfig, UserError, train_lm, train_translate
 from fastrnn.text import checkpoint as checkpoints
 from fastrnn.text.optim import averaged, averaging, make_optimizer, nonmonotonic, stale_epochs, start_averaging
 from fastrnn.text.plots import read_metrics
@@ -216,13 +216,37 @@ def test_text_in_the_report_is_escaped():
     assert "<td>&lt;unk&gt; &amp;</td>" in table(["token"], [["<unk> &"]])
 
 
-def test_tensorboard_is_an_extra(config, monkeypatch):
-    for name in ("tensorboard", "tensorboardX"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
-    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
-    with pytest.raises(UserError, match=r"fastrnn\[tensorboard\]"):
-        train_lm(dataclasses.replace(config, tensorboard=True), echo=quiet)
+@pytest.mark.parametrize(
+    ("package", "train", "changed", "message"),
+    [
+        ("tensorboard", train_lm, {"tensorboard": True}, r"--tensorboard needs tensorboard: .*fastrnn\[tensorboard\]"),
+        ("matplotlib", train_lm, {"report": True}, r"pictures need matplotlib: .*fastrnn\[train\].*--report false"),
+        ("sacrebleu", train_translate, None, r"BLEU needs sacrebleu: .*fastrnn\[train\]"),
+        ("jieba", train_lm, {"level": "word", "words": "jieba"}, r"fastrnn\[zh\]"),
+    ],
+)
+def test_a_missing_package_is_told_before_training(config, tmp_path, monkeypatch, package, train, changed, message):
+    config = TranslateConfig(report=False) if changed is None else dataclasses.replace(config, **changed)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=message):
+        train(config, echo=pytest.fail)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_what_the_metrics_file_gets(config):
+    pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train_lm(dataclasses.replace(config, tensorboard=True, log_every=10, epochs=1), echo=quiet)
+    (version,) = (result.folder / "tensorboard").iterdir()
+    events = EventAccumulator(str(version)).Reload()
+    rows = read_metrics(result.folder)
+    for name in ("train_loss", "grad_norm", "lr", "tokens_per_s", "valid_loss", "valid_ppl"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [(row["step"], row[name]) for row in rows if name in row]
+        assert expected, name
+        assert [step for step, _ in logged] == [step for step, _ in expected], name
+        assert [value for _, value in logged] == pytest.approx([value for _, value in expected], rel=1e-5), name
 
 
 def test_choices_are_checked_in_python_too():

@@ -22,7 +22,9 @@ from fastrnn.text.data.batches import pad
 from fastrnn.text.data.pairs import load_pairs
 from fastrnn.text.data.parallel import Sides, encode
 from fastrnn.text.data.stream import IGNORE
+from fastrnn.text.evaluate import evaluate_checkpoint
 from fastrnn.text.models.seq2seq import Seq2Seq
+from fastrnn.text.plots import read_metrics
 from fastrnn.text.prediction import predict_lines
 from fastrnn.text.tasks.translate import TranslateTask
 
@@ -183,6 +185,36 @@ def test_it_learns_and_translates(config, attention, level):
         assert "(2 pairs;" in line
     with pytest.raises(UserError, match="no split dev; there are: "):
         TranslateTask.evaluate(str(result.folder / "best.ckpt"), config.data, "dev", 10, None)
+
+
+def test_bleu_between_epochs_is_that_of_the_end(config):
+    lines = []
+    config = dataclasses.replace(config, epochs=4, bleu_every=2, report=True, hidden_size=32, vocab_size=300, lr=0.03)
+    result = train_translate(config, echo=lines.append)
+    assert ["valid_bleu" in row for row in result.history] == [False, True, False, True]
+    losses = [row["valid_loss"] for row in result.history]
+    assert losses.index(min(losses)) == 3
+    assert result.valid.bleu > 0
+    assert result.history[3]["valid_bleu"] == pytest.approx(result.valid.bleu, abs=1e-9)
+    told = [line.split("BLEU ")[1].split(",")[0] for line in lines if line.startswith("epoch") and "BLEU" in line]
+    assert told == [f"{result.history[i]['valid_bleu']:.2f}" for i in (1, 3)]
+    assert "<th>valid_bleu</th>" in (result.folder / "report.html").read_text()
+    assert {row["step"] for row in read_metrics(result.folder) if "valid_bleu" in row} == {21, 43}
+    with pytest.raises(UserError, match="--bleu-every needs the whole model in each process"):
+        dataclasses.replace(config, strategy="fsdp")
+
+
+def test_evaluation_on_what_was_trained_on(config):
+    result = train_translate(dataclasses.replace(config, epochs=1), echo=quiet)
+    checkpoint = str(result.folder / "best.ckpt")
+    for split, scored in ((None, result.test), ("valid", result.valid)):
+        (line,) = evaluate_checkpoint(checkpoint, None, split, 10, None)
+        assert line == f"{config.data} ({split or 'test'}): {scored.describe()}"
+    with pytest.raises(UserError, match="no split dev; there are: test, train, valid"):
+        evaluate_checkpoint(checkpoint, None, "dev", 10, None)
+    Path(config.data).unlink()
+    with pytest.raises(UserError, match=r"pairs\.tsv, which .*best\.ckpt was trained on, is not there: .*--data"):
+        evaluate_checkpoint(checkpoint, None, None, 10, None)
 
 
 def test_the_loss_is_the_mean_over_target_tokens_by_the_plain_loop(config):

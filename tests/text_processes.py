@@ -44,6 +44,7 @@ def configs(folder: Path, **changed):
     shared = {**SHARED, **changed}
     # Adam and clipping would hide a gradient of the wrong size
     plain = {**shared, "optimizer": "sgd", "lr": 0.5, "clip": 0.0}
+    bleu = 0 if shared.get("strategy") == "fsdp" else 2
     labelled = ClassifyConfig(**plain, data=f"{folder}/data.csv", batch_size=7)
     return {
         "lm": (
@@ -51,7 +52,10 @@ def configs(folder: Path, **changed):
             train_lm,
         ),
         "classify": (labelled, train_classify),
-        "translate": (TranslateConfig(**plain, data=f"{folder}/pairs.tsv", batch_size=7, examples=0), train_translate),
+        "translate": (
+            TranslateConfig(**plain, data=f"{folder}/pairs.tsv", batch_size=7, examples=0, bleu_every=bleu),
+            train_translate,
+        ),
         # Frozen in the first epoch are the layers of "lm", in the second its embedding.
         "ulmfit": (dataclasses.replace(labelled, pretrained=f"{folder}/two-lm/best.ckpt"), train_classify),
     }

@@ -86,7 +86,10 @@ def train(task: str, args: list[str]) -> int:
 def evaluate(args: list[str]) -> int:
     parser = make_parser("evaluate", "The score of a trained model on other data.")
     parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
-    parser.add_argument("--data", required=True, type=str, help="as for training; of a folder, *test* or *valid*")
+    parser.add_argument(
+        "--data", default=None, type=str | None,
+        help="as for training; of a folder, *test* or *valid*; by default what was trained on, its test or valid split",
+    )  # fmt: skip
     parser.add_argument("--split", default=None, type=str | None, help="train, valid or test; held-out ones, too")
     parser.add_argument("--batch-size", default=10, type=int, help="lm: columns; 1 scores the text as one stream")
     parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import checkpoint as checkpoints
+from .data.hub import on_hub
 from .data.stream import IGNORE, BpttLoader
+from .errors import UserError
 from .models.lm import LanguageModel
 
 
@@ -68,10 +71,24 @@ def count(ids: Any, vocab_size: int) -> Any:
     return counts
 
 
-def evaluate_checkpoint(path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
-    """The score of any task's checkpoint on `data`, in lines; raises UserError for bad files and data."""
+def evaluate_checkpoint(
+    path: str, data: str | None, split: str | None, batch_size: int, layer: str | None
+) -> list[str]:
+    """The score of any task's checkpoint on `data`, by default what it was trained on, of which the test or else the
+    validation split. In lines; raises UserError for bad files and data."""
     from .tasks import find_task
 
-    checkpoint = checkpoints.load(path)
-    lines: list[str] = find_task(checkpoint["fastrnn"]["task"]).evaluate(path, data, split, batch_size, layer)
+    head = checkpoints.load(path)["fastrnn"]
+    trained = head["config"]["data"]
+    if data is None and trained is not None and not on_hub(trained) and not Path(trained).exists():
+        raise UserError(f"{trained}, which {path} was trained on, is not there: name the data with --data")
+    lines: list[str] = find_task(head["task"]).evaluate(path, data, split, batch_size, layer)
     return lines
+
+
+def chosen(name: str, splits: Any, split: str | None) -> str:
+    """The split to score of the data that was trained on: `split`, or test, or validation."""
+    split = split or ("test" if "test" in splits else "valid")
+    if split not in splits:
+        raise UserError(f"{name}: no split {split}; there are: {', '.join(sorted(splits))}")
+    return split

@@ -48,8 +48,9 @@ def draw_curves(rows: Rows, history: Rows, path: Path) -> None:
 
     `rows` are those of the metrics file, `history` has one row per epoch with "step" as steps taken.
     """
-    extra = next((name for name in ("valid_ppl", "valid_accuracy", "valid_bleu", "valid_r2") if name in history[0]), "")
-    panels = [name for name in ("loss", extra, "lr", "grad_norm", "tokens_per_s") if name]
+    scored = {name for row in history for name in row}
+    extra = [name for name in ("valid_ppl", "valid_accuracy", "valid_bleu", "valid_r2") if name in scored]
+    panels = ["loss", *extra, "lr", "grad_norm", "tokens_per_s"]
     image = figure(3.6 * len(panels), 3.0)
     for axes, name in zip(image.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         if name == "loss":
@@ -57,7 +58,7 @@ def draw_curves(rows: Rows, history: Rows, path: Path) -> None:
             curve(axes, history, "valid_loss", "validation", "o-")
             axes.legend()
         else:
-            curve(axes, history if name == extra else rows, name, name, "o-" if name == extra else "-")
+            curve(axes, history if name in extra else rows, name, name, "o-" if name in extra else "-")
         axes.set(title=name.replace("_", " "), xlabel="step")
         axes.grid(alpha=0.3)
     save(image, path)

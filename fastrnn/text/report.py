@@ -54,8 +54,8 @@ def picture(path: Path) -> str:
 
 
 def history_table(history: list[dict[str, float]]) -> str:
-    names = list(history[0])
-    return table(names, ([f"{row[name]:.6g}" for name in names] for row in history))
+    names = list(dict.fromkeys(name for row in history for name in row))  # BLEU is not scored in every epoch
+    return table(names, ([f"{row[name]:.6g}" if name in row else "" for name in names] for row in history))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -26,6 +26,8 @@ from .errors import UserError
 from .optim import averaged, averaging, make_optimizer, nonmonotonic, schedule, start_averaging
 
 Echo = Callable[[str], None]
+TENSORBOARD = "--tensorboard needs tensorboard: pip install 'fastrnn[tensorboard]'"
+MATPLOTLIB = "pictures need matplotlib: pip install 'fastrnn[train]', or --report false"
 
 
 @dataclasses.dataclass
@@ -78,6 +80,12 @@ class Task(L.LightningModule):
         return config
 
     @classmethod
+    def packages(cls, config: Any) -> dict[str, str]:
+        """What a run of `config` imports later, some of it at its end, and the message where it is missing."""
+        found = {"matplotlib": MATPLOTLIB} if config.report else {}
+        return {**found, "tensorboard": TENSORBOARD} if config.tensorboard else found
+
+    @classmethod
     def load(cls, config: Any, saved: dict[str, Any] | None) -> Any:
         """The Data of `config`; the tokenizer is that of `saved`, a checkpoint's head, where there is one."""
         raise NotImplementedError
@@ -98,8 +106,8 @@ class Task(L.LightningModule):
         raise NotImplementedError
 
     @classmethod
-    def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
-        """The score of the checkpoint at `path` on `data`, in lines."""
+    def evaluate(cls, path: str, data: str | None, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+        """The score of the checkpoint at `path` on `data`, or on a split of what it was trained on; in lines."""
         raise NotImplementedError
 
     def extra_state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def train(
     config = resumed(kind.Config(**saved["config"]), given or {}) if saved else kind.configure(config)
     check_launch(config, start is not None)
     check_device(config)
+    check_packages(kind.packages(config))
     if config.threads:
         torch.set_num_threads(config.threads)
     data = kind.load(config, saved)
@@ -172,10 +174,7 @@ def loggers(config: RunConfig, folder: Path) -> list[Any]:
     if config.tensorboard:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        try:
-            found.append(TensorBoardLogger(str(folder), name="tensorboard"))
-        except ModuleNotFoundError:
-            raise UserError("--tensorboard needs tensorboard: pip install 'fastrnn[tensorboard]'") from None
+        found.append(TensorBoardLogger(str(folder), name="tensorboard"))
     return found
 
 
@@ -189,6 +188,15 @@ def strategy(config: RunConfig) -> Any:
         return "auto"
     # Layers frozen for a while have no gradients to be averaged, which DDP must be told to expect.
     return "ddp_find_unused_parameters_true" if getattr(config, "pretrained", None) else "ddp"
+
+
+def check_packages(messages: dict[str, str]) -> None:
+    """Raises UserError with the message of the first package that is missing: at the start of a run, not at its end."""
+    for name, message in messages.items():
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            raise UserError(message) from None
 
 
 def check_device(config: RunConfig) -> None:

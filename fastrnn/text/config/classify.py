@@ -18,7 +18,8 @@ class ClassifyConfig(RunConfig):
     data: str | None = option(
         None,
         "folder or tar archive of SPLIT/LABEL/*.txt, or .csv, .tsv, .jsonl with text and label columns, or a folder of "
-        "such tables; by default docstrings of Python's library, by package",
+        "such tables, or hf:NAME[:CONFIG] of the Hugging Face hub; by default docstrings of Python's library, by "
+        "package",
         free=True,
     )
     text_column: str | None = option(None, "column of the text in a table; found by its usual names")

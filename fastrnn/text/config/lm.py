@@ -14,8 +14,12 @@ class LmConfig(RunConfig):
     """A recurrent language model: text, vocabulary, network, and how the text is cut into batches."""
 
     data: str | None = option(
-        None, "text file or folder; by default the language reference that Python carries", free=True
+        None,
+        "text file, folder, tar archive, or hf:NAME[:CONFIG] of the Hugging Face hub; by default the language "
+        "reference that Python carries",
+        free=True,
     )
+    text_column: str | None = option(None, "hub data sets: column of the text; found by its usual names")
     level: Literal["char", "word", "bpe"] = option("char", "what a token is; word: what stands between blanks")
     words: Literal["blanks", "split", "jieba"] = option("blanks", "words: between blanks; split from signs; Chinese")
     lower: bool = option(False, "lower-case the text")

@@ -21,11 +21,15 @@ class TranslateConfig(RunConfig):
     data: str | None = option(
         None,
         "folder of parallel files SPLIT.LANGUAGE (one sentence a line, .gz too), or .tsv of pairs, or a folder of "
-        "those; by default dates as people write them, to ISO dates",
+        "those, or hf:NAME[:CONFIG] of the Hugging Face hub; by default dates as people write them, to ISO dates",
         free=True,
     )
-    source: str | None = option(None, "parallel files: the language (suffix) to translate from")
-    target: str | None = option(None, "parallel files: the language (suffix) to translate to")
+    source: str | None = option(
+        None, "parallel files: the language (suffix) to translate from; hub data sets: the column or language"
+    )
+    target: str | None = option(
+        None, "parallel files: the language (suffix) to translate to; hub data sets: the column or language"
+    )
     source_column: int = option(1, "tables: the column to translate from")
     target_column: int = option(2, "tables: the column to translate to")
     held_out: float = option(0.05, "share of the pairs for each of validation and test, where the data has none")
@@ -51,6 +55,9 @@ class TranslateConfig(RunConfig):
     beam: int = option(5, "hypotheses of beam search at the end; 1: the likeliest token each time", free=True)
     length_penalty: float = option(1.0, "exponent of the length by which hypotheses' scores are divided", free=True)
     score_pairs: int = option(0, "validation and test pairs translated for BLEU at the end; 0: all", free=True)
+    bleu_every: int = option(
+        0, "epochs between BLEU scores of the validation pairs (as many as at the end), in training; 0: none", free=True
+    )
     examples: int = option(10, "translations shown and drawn (three) at the end", free=True)
     compare: int = option(5, "steps timed with each layer, fastrnn and torch.nn, at the end; 0: none", free=True)
 
@@ -58,7 +65,7 @@ class TranslateConfig(RunConfig):
         super().__post_init__()
         at_least(self, 1, "emb_size", "layers", "batch_size", "beam", "source_column", "target_column")
         at_least(self, 2, "hidden_size")
-        at_least(self, 0, "compare", "max_length", "length_penalty", "score_pairs", "examples")
+        at_least(self, 0, "compare", "max_length", "length_penalty", "score_pairs", "bleu_every", "examples")
         below(self, 1, "dropout", "label_smoothing")
         if not 0 < self.held_out < 0.5:
             raise UserError(f"--held-out must lie in (0, 0.5), got {self.held_out}")
@@ -66,5 +73,9 @@ class TranslateConfig(RunConfig):
             raise UserError(f"--hidden-size must be even, half for each direction, got {self.hidden_size}")
         if self.batch_size < self.world:
             raise UserError(f"--batch-size {self.batch_size} must be at least the {self.world} processes")
+        if self.bleu_every and self.strategy == "fsdp":
+            raise UserError("--bleu-every needs the whole model in each process, so not --strategy fsdp")
         if (self.source is None) != (self.target is None):
-            raise UserError("--source and --target go together: the suffixes of the parallel files")
+            raise UserError(
+                "--source and --target go together: suffixes of parallel files, or columns of a hub data set"
+            )

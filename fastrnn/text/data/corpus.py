@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from .files import ARCHIVES, archive_files, decode_text, read_text, split_of
+from .hub import hub_column, hub_splits, on_hub
+from .records import TEXT_COLUMNS, find_column
 
 
 @dataclasses.dataclass
@@ -19,8 +21,9 @@ class Corpus:
     test: str | None = None
 
 
-def load_corpus(data: str | None, valid_share: float = 0.1) -> Corpus:
-    """The corpus at `data`: a text file (`.gz` too), folder or tar archive, or None for Python's language reference.
+def load_corpus(data: str | None, valid_share: float = 0.1, column: str | None = None) -> Corpus:
+    """The corpus at `data`: a text file (`.gz` too), folder or tar archive, the texts in `column` of a hub data set
+    (hf:NAME), or None for Python's language reference.
 
     Files named *train*, *valid* and *test* are its splits, or .txt files in folders named so; where nothing is named
     so, all files are read in the order of their names. Without a validation file, the last `valid_share` of the text,
@@ -28,10 +31,7 @@ def load_corpus(data: str | None, valid_share: float = 0.1) -> Corpus:
     """
     if data is None:
         return Corpus("Python's language reference (pydoc_data.topics)", *cut(builtin_text(), valid_share))
-    path = Path(data)
-    if not path.exists():
-        raise UserError(f"{data}: no such file or folder")
-    texts = read_texts(path)
+    texts = hub_texts(data, column) if on_hub(data) else read_texts(existing(data))
     for split, text in texts.items():
         if not text.strip():
             raise UserError(f"{data}: the {split} text is empty")
@@ -42,20 +42,19 @@ def load_corpus(data: str | None, valid_share: float = 0.1) -> Corpus:
     return Corpus(data, texts["train"], texts["valid"], texts.get("test"))
 
 
-def load_text(data: str, split: str | None = None) -> str:
-    """The text to evaluate on: a file as it is; of a folder the named split, else its test, valid or only text.
+def load_text(data: str, split: str | None = None, column: str | None = None) -> str:
+    """The text to evaluate on: a file as it is; of a folder or hub data set the named split, else its test, valid or
+    only text.
 
     Raises UserError as `load_corpus` does, and for a split that the folder lacks.
     """
     path = Path(data)
-    if not path.exists():
-        raise UserError(f"{data}: no such file or folder")
-    if path.is_dir() or path.name.endswith(ARCHIVES):
-        texts = read_texts(path)
+    if on_hub(data) or existing(data).is_dir() or path.name.endswith(ARCHIVES):
+        texts = hub_texts(data, column) if on_hub(data) else read_texts(path)
         names = [split] if split else ["test", "valid", "train"]
         found = [texts[name] for name in names if name in texts]
         if not found:
-            raise UserError(f"{data}: no file named *{split}*; there are: {', '.join(sorted(texts))}")
+            raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(texts))}")
         text = found[0]
     elif split:
         raise UserError(f"--split {split} needs a folder, and {data} is a file")
@@ -81,11 +80,17 @@ def cut(text: str, share: float) -> tuple[str, str]:
     return text[:at], text[at:]
 
 
+def existing(data: str) -> Path:
+    if not Path(data).exists():
+        raise UserError(f"{data}: no such file or folder")
+    return Path(data)
+
+
 def text_files(data: str) -> list[Path]:
     """The file at `data`, or the files of that folder in the order of their names; none that begins with a dot."""
-    path = Path(data)
-    if not path.exists():
-        raise UserError(f"{data}: no such file or folder")
+    if on_hub(data):
+        raise UserError(f"{data}: token files are made of files; train lm --data {data} reads the hub itself")
+    path = existing(data)
     if path.is_file():
         return [path]
     below = ((p, p.relative_to(path).parts) for p in path.rglob("*") if p.is_file())
@@ -123,3 +128,12 @@ def read_folder(folder: Path) -> dict[str, str]:
 def folder_split(path: Path) -> str | None:
     """The split that the name of one of a file's folders tells."""
     return next((split for parent in path.parents if (split := split_of(parent))), None)
+
+
+def hub_texts(data: str, column: str | None) -> dict[str, str]:
+    """The text of each split of a hub data set: its rows, each from a new line on."""
+    texts = {}
+    for split, rows in hub_splits(data).items():
+        column = find_column(data, rows.column_names, column, TEXT_COLUMNS, "--text-column")
+        texts[split] = "\n".join(row.removesuffix("\n") for row in hub_column(data, rows, column)) + "\n"
+    return texts

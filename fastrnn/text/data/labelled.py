@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import ClassifyConfig
 from ..errors import UserError
 from .batches import BucketLoader, pad
+from .hub import on_hub
 from .records import Example, Splits, load_examples
 from .segment import Segmenter
 from .series import load_series
@@ -148,6 +149,8 @@ def encode(encoder: Encoder, config: ClassifyConfig, examples: list[Example], na
 
 def read_splits(config: ClassifyConfig, data: str | None) -> tuple[str, Splits]:
     if config.input == "series":
+        if on_hub(data):
+            raise UserError(f"--data {data}: data sets of the hub are read as texts; --input series reads files")
         return load_series(data, config.valid_share)
     return load_examples(data, config.text_column, config.label_column, valid_share=config.valid_share)
 

@@ -9,6 +9,7 @@ from ..config import TranslateConfig
 from ..errors import UserError
 from .dates import date_pairs
 from .files import read_text, split_of
+from .hub import hub_column, hub_splits, on_hub
 
 Pairs = list[tuple[str, str]]
 TABLES = (".tsv", ".tab", ".tsv.gz", ".tab.gz")
@@ -33,6 +34,8 @@ def read_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str
     """The name of the data, and its pairs by split, as they are on disk (a single table is "train")."""
     if data is None:
         name, splits = "dates as people write them, to ISO dates", {"train": date_pairs()}
+    elif on_hub(data):
+        name, splits = data, hub_pairs(data, config)
     else:
         path, name = Path(data), data
         if not path.exists():
@@ -113,3 +116,23 @@ def read_table(path: Path, source: int, target: int) -> Pairs:
 def lines(path: Path) -> list[str]:
     """Lines by \\n alone: other signs that Unicode calls line ends may stand within a sentence."""
     return read_text(path).removesuffix("\n").split("\n")
+
+
+def hub_pairs(data: str, config: TranslateConfig) -> dict[str, Pairs]:
+    """Pairs of the columns --source and --target of a hub data set, or of the languages in its column "translation"."""
+    splits = {}
+    for split, rows in hub_splits(data).items():
+        if "translation" in rows.column_names:
+            rows = rows.flatten()
+        names = {name.removeprefix("translation."): name for name in rows.column_names}
+        wanted = [config.source, config.target]
+        if any(name not in names for name in wanted):
+            given = "--source and --target name its columns" if None in wanted else f"no columns {' and '.join(wanted)}"  # type: ignore[arg-type]
+            raise UserError(f"{data}: {given}; there are: {', '.join(names)}")
+        sides = [[one_line(text) for text in hub_column(data, rows, names[str(name)])] for name in wanted]
+        splits[split] = [(s, t) for s, t in zip(*sides, strict=True) if s and t]
+    return splits
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split("\n")).strip()

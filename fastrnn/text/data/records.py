@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UserError
 from .docstrings import docstrings
 from .files import ARCHIVES, archive_files, decode_text, folder_files, read_bytes, split_of
+from .hub import hub_column, hub_splits, on_hub
 
 TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document", "comment", "message", "title", "description")
@@ -40,14 +41,16 @@ def load_examples(
     """The name of the data, and examples by split: "train" and "valid", and "test" where the data has one.
 
     `data` is a table (.csv, .tsv, .jsonl, also .gz), a folder of tables named *train*, *valid*, *test*, or a folder
-    or tar archive of SPLIT/LABEL/FILE (or LABEL/FILE). Without a validation split, `valid_share` of the training
-    examples is held out, chosen by their content, so that equal texts are never in both.
+    or tar archive of SPLIT/LABEL/FILE (or LABEL/FILE), or a data set of the hub (hf:NAME). Without a validation split,
+    `valid_share` of the training examples is held out, chosen by their content, so that equal texts are never in both.
     Raises UserError for what is missing, empty, not UTF-8 or without labels.
     """
     if data is None:
         name = "docstrings of Python's standard library, by package"
         splits: Splits = {"train": [Example(text, label) for text, label in docstrings()]}
         hold_out(splits, "test", valid_share)
+    elif on_hub(data):
+        name, splits = data, hub_examples(data, text_column, label_column)
     else:
         path, name, read = Path(data), data, read or decode_text
         if not path.exists():
@@ -165,7 +168,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def find_column(path: Path, row: dict[str, Any], given: str | None, usual: tuple[str, ...], flag: str) -> str:
+def find_column(path: Path | str, row: Iterable[Any], given: str | None, usual: tuple[str, ...], flag: str) -> str:
     names = [name for name in row if name is not None]
     wanted = [given] if given else [name for u in usual for name in names if name.lower() == u]
     found = next((name for name in wanted if name in names), None)
@@ -173,3 +176,19 @@ def find_column(path: Path, row: dict[str, Any], given: str | None, usual: tuple
         what = f"no column '{given}'" if given else f"no column that {flag} could mean"
         raise UserError(f"{path}: {what}; there are: {', '.join(names)}")
     return found
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+def hub_examples(data: str, text: str | None, label: str | None) -> Splits:
+    """The examples of a hub data set; those without a label, as in test splits of competitions, are left out."""
+    splits: Splits = {}
+    for split, rows in hub_splits(data).items():
+        text = find_column(data, rows.column_names, text, TEXT_COLUMNS, "--text-column")
+        label = find_column(data, rows.column_names, label, LABEL_COLUMNS, "--label-column")
+        pairs = zip(hub_column(data, rows, text), hub_column(data, rows, label), strict=True)
+        examples = [Example(content, name.strip()) for content, name in pairs if name]
+        if examples or split == "train":
+            splits[split] = examples
+    return splits

@@ -14,9 +14,11 @@ from torch import Tensor
 from .. import checkpoint as checkpoints
 from ..compare import compare_layers, describe_times
 from ..config import ClassifyConfig
+from ..data.hub import on_hub
 from ..data.labelled import Batch, Encoded, Encoder, encode, read_splits
 from ..distributed import world
 from ..errors import UserError
+from ..evaluate import chosen
 from ..models.classifier import Classifier
 from ..plots import draw_matrix
 from ..pretrained import adopt, layer_groups, start_from, vocabulary_of
@@ -171,10 +173,15 @@ class ClassifyTask(Task):
         return compare_layers(models, batches, loss, self.config.clip, self.config.compare)
 
     @classmethod
-    def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+    def evaluate(cls, path: str, data: str | None, split: str | None, batch_size: int, layer: str | None) -> list[str]:
         model, encoder, config = load_classifier(path, layer)
+        if data is None:
+            name, splits = read_splits(config, config.data)
+            split = chosen(name, splits, split)
+            scores = score(model, encoder, encode(encoder, config, splits[split], name), config)
+            return [f"{name} ({split}): {scores.describe()}", *scores.table(encoder.labels)]
         name, splits = read_splits(config, data)
-        split = split or ("test" if "test" in splits else "valid" if Path(data).is_dir() else "train")
+        split = split or ("test" if "test" in splits else "valid" if on_hub(data) or Path(data).is_dir() else "train")
         if split not in splits:
             raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(splits))}")
         examples = splits["train"] + splits["valid"] if split == "train" else splits[split]

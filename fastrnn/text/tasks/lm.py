@@ -19,7 +19,7 @@ from ..data.segment import Segmenter
 from ..data.stream import IGNORE, BpttLoader
 from ..data.tokens import Vocabulary
 from ..errors import UserError
-from ..evaluate import Score, count, evaluate_stream, perplexity, unigram_perplexity
+from ..evaluate import Score, chosen, count, evaluate_stream, perplexity, unigram_perplexity
 from ..models.lm import LanguageModel, State, detach, move
 from ..runs import BEST
 from ..sampling import generate
@@ -69,7 +69,7 @@ class LmTask(Task):
             found = load_prepared(config.data or "")
             name, vocabulary, ids, chars, mark = found.name, found.vocabulary, found.ids, found.chars, found.mark
         else:
-            corpus = load_corpus(config.data)
+            corpus = load_corpus(config.data, column=config.text_column)
             if saved is None:
                 segmenter = Segmenter(config.words, config.lower)
                 vocabulary = Vocabulary.build(corpus.train, config.level, config.vocab_size, segmenter)
@@ -167,9 +167,16 @@ class LmTask(Task):
         )  # fmt: skip
 
     @classmethod
-    def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+    def evaluate(cls, path: str, data: str | None, split: str | None, batch_size: int, layer: str | None) -> list[str]:
         model, vocabulary, config = load_model(path, layer)
-        if is_prepared(data):
+        name = ""
+        if data is None and not is_prepared(config.data):
+            corpus = load_corpus(config.data, column=config.text_column)
+            texts = {"valid": corpus.valid, "train": corpus.train, **({"test": corpus.test} if corpus.test else {})}
+            split = chosen(corpus.name, texts, split)
+            ids, chars, name = vocabulary.encode(texts[split]), len(texts[split]), f"{corpus.name} ({split}): "
+        elif is_prepared(data or config.data):
+            data = data or config.data or ""
             found = load_prepared(data)
             if found.vocabulary.state() != vocabulary.state():
                 raise UserError(f"{data}: prepared with another vocabulary than the model's: evaluate on the text")
@@ -178,9 +185,9 @@ class LmTask(Task):
                 raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(found.ids))}")
             ids, chars = found.ids[split], found.chars[split]
         else:
-            text = load_text(data, split)
+            text = load_text(data or "", split, config.text_column)
             ids, chars = vocabulary.encode(text), len(text)
-        lines = [evaluate_stream(model, ids, batch_size, config.bptt, chars).describe(vocabulary.level)]
+        lines = [name + evaluate_stream(model, ids, batch_size, config.bptt, chars).describe(vocabulary.level)]
         if vocabulary.unknown is not None:
             share = count(ids, len(vocabulary))[vocabulary.unknown] / len(ids)
             lines.append(f"{share:.2%} of the tokens are <unk>: unknown to the model's vocabulary, or so in the text")

@@ -18,9 +18,9 @@ from ..data.batches import pad
 from ..data.pairs import Pairs, load_pairs, read_pairs
 from ..data.parallel import PairBatch, Sides, Translations, encode
 from ..data.stream import IGNORE
-from ..distributed import world
+from ..distributed import gather, share, world
 from ..errors import UserError
-from ..evaluate import perplexity
+from ..evaluate import chosen, perplexity
 from ..models.seq2seq import Seq2Seq, cross_entropy
 from ..plots import draw_matrix
 from ..runs import BEST
@@ -69,6 +69,11 @@ class TranslateTask(Task):
     def __init__(self, config: TranslateConfig, data: TranslateData) -> None:
         super().__init__(config, data)
         self.model = Seq2Seq(config, len(data.sides.source), len(data.sides.target))
+        self.bleu: float | None = None  # of this epoch
+
+    @classmethod
+    def packages(cls, config: TranslateConfig) -> dict[str, str]:
+        return {**super().packages(config), "sacrebleu": "BLEU needs sacrebleu: pip install 'fastrnn[train]'"}
 
     @classmethod
     def load(cls, config: TranslateConfig, saved: dict[str, Any] | None) -> TranslateData:
@@ -101,18 +106,31 @@ class TranslateTask(Task):
         count = int((batch.targets != IGNORE).sum())
         self.validated(loss=cross_entropy(logits, batch.targets).item(), count=count, right=right)
 
+    def on_validation_epoch_end(self) -> None:
+        """Every --bleu-every epochs the processes translate the validation pairs, each a part of them."""
+        every, c, self.bleu = self.config.bleu_every, self.config, None
+        if every and (self.trainer.current_epoch + 1) % every == 0:
+            pairs = self.data.splits["valid"].pairs[: c.score_pairs or None]
+            sources = [source for source, _ in pairs[share(len(pairs))]]
+            own = translate(self.model, self.data.sides, sources, c.beam, c.length_penalty)
+            self.bleu = bleu([text for part in gather(own) for text in part], pairs, c).bleu
+        super().on_validation_epoch_end()
+
     def scores(self, sums: dict[str, Any]) -> dict[str, float]:
         loss = sums["loss"] / sums["count"]
+        scored = {} if self.bleu is None else {"valid_bleu": self.bleu}
         return {
+            **scored,
             "valid_loss": loss,
             "valid_ppl": perplexity(loss),
             "valid_token_accuracy": sums["right"] / sums["count"],
         }
 
     def describe_epoch(self, row: dict[str, float]) -> str:
+        scored = f"BLEU {row['valid_bleu']:.2f}, " if "valid_bleu" in row else ""
         return (
             f"epoch {row['epoch']:.0f}/{self.trainer.max_epochs}: train ppl {perplexity(row['train_loss']):.2f}, "
-            f"valid ppl {row['valid_ppl']:.2f}, {row['valid_token_accuracy']:.1%} of tokens right, "
+            f"valid ppl {row['valid_ppl']:.2f}, {scored}{row['valid_token_accuracy']:.1%} of tokens right, "
             f"{row['tokens_per_s']:,.0f} tokens/s"
         )
 
@@ -156,8 +174,12 @@ class TranslateTask(Task):
         return compare_layers(models, batches, loss, self.config.clip, self.config.compare)
 
     @classmethod
-    def evaluate(cls, path: str, data: str, split: str | None, batch_size: int, layer: str | None) -> list[str]:
+    def evaluate(cls, path: str, data: str | None, split: str | None, batch_size: int, layer: str | None) -> list[str]:
         model, sides, config = load_translator(path, layer)
+        if data is None:
+            name, pairs = load_pairs(config, config.data)
+            split = chosen(name, pairs, split)
+            return [f"{name} ({split}): {score(model, sides, pairs[split], config).describe()}"]
         name, pairs = read_pairs(config, data)
         if split is None:  # a table as it is; of a folder its test, valid or only pairs
             split = next(s for s in ("test", "valid", "train") if s in pairs)
@@ -189,12 +211,17 @@ def translate(
 
 def score(model: Seq2Seq, sides: Sides, pairs: Pairs, config: TranslateConfig) -> Bleu:
     """BLEU of the translations against the targets as they are in the data, lower-cased if the model is."""
+    found = translate(model, sides, [source for source, _ in pairs], config.beam, config.length_penalty)
+    return bleu(found, pairs, config)
+
+
+def bleu(found: Sequence[str], pairs: Pairs, config: TranslateConfig) -> Bleu:
+    """BLEU of the translations `found` of `pairs`."""
     from sacrebleu.metrics.bleu import BLEU
 
-    found = translate(model, sides, [source for source, _ in pairs], config.beam, config.length_penalty)
     references = [target.lower() if config.lower else target for _, target in pairs]
     metric = BLEU(tokenize="zh" if any("\u4e00" <= c <= "\u9fff" for c in "".join(references[:20])) else "13a")
-    value = metric.corpus_score(found, [references]).score
+    value = metric.corpus_score(list(found), [references]).score
     exact = sum(f == r for f, r in zip(found, references, strict=True)) / max(len(found), 1)
     signature = str(metric.get_signature()) + ("|lower-cased" if config.lower else "")
     return Bleu(value, signature, exact, len(pairs))
