@@ -126,7 +126,7 @@ def test_regression(config, tmp_path):
     (value,) = predict(result.model, result.encoder, ["high high high high high low low"], config)
     assert 110 < value["value"] < 190
     (tmp_path / "data.csv").write_text("text,stars\na,1\nb,many\nc,2\n")
-    with pytest.raises(UserError, match="the label 'many' is not a finite number"):
+    with pytest.raises(UserError, match=r"data\.csv: the label 'many' is not a finite number"):
         train_classify(config, echo=quiet, overwrite=True)
 
 
@@ -202,7 +202,7 @@ def test_one_class_and_unknown_labels(config, tmp_path):
     with pytest.raises(UserError, match="no split test; there are: train, valid"):
         ClassifyTask.evaluate(str(result.folder / "best.ckpt"), str(tmp_path / "data.csv"), "test", 10, None)
     (tmp_path / "data.csv").write_text("text,label\nx,sea\ny,sea\nz,sea\n")
-    with pytest.raises(UserError, match="all training examples have the label 'sea'"):
+    with pytest.raises(UserError, match=r"data\.csv: all training examples have the label 'sea'"):
         train_classify(config, echo=quiet, overwrite=True)
     (tmp_path / "data.csv").write_text("text,label\nx,sea\ny,pets\nz,sea\n")
     with pytest.raises(UserError, match="the training data is not what"):

@@ -92,6 +92,7 @@ def test_equal_texts_are_never_in_two_splits(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.csv", b"text,label\ncaf\xe9,a\n", r"not UTF-8 at byte 14 \(line 2\)"),
+        ("a.csv", "text,label\nx,y\nx,y\n", r"a\.csv: 2 training examples, 1 of them different, .*give a valid split"),
         ("a.txt", "words", "neither a folder nor one of"),
         ("a.tar.gz", "not an archive", "cannot be read"),
         ("d/README", "no layout", r"no files SPLIT/LABEL/\*\.txt"),

@@ -53,7 +53,7 @@ def test_no_target_is_in_two_splits(tmp_path):
     [
         ("a\tb\nc\n", {}, "line 2 has 1 columns"),
         ("", {}, "the train split has no pairs"),
-        ("a\tb\nc\tb\n", {}, "too few to hold some out"),
+        ("a\tb\nc\tb\n", {}, r"a\.tsv: 2 pairs are too few to hold some out"),
         ("a\tb\n", {"source": "de", "target": "en"}, "need a folder of parallel files"),
     ],
 )

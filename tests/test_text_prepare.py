@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from text_support import config, one_thread, quiet
 from fastrnn.cli import main
 from fastrnn.text import UserError, Vocabulary, train_lm
 from fastrnn.text.data import prepare as preparing
-from fastrnn.text.data.prepare import load_prepared, prepare
+from fastrnn.text.data.prepare import load_prepared, pool, prepare
 from fastrnn.text.data.segment import Segmenter
 from fastrnn.text.tasks.lm import LmTask
 
@@ -49,6 +50,15 @@ def test_the_ids_are_those_of_tokenizing_in_memory(folder, level, monkeypatch):
     assert found.chars == {"train": len(train), "valid": len("\n".join(LINES[:50])) + 1}
     assert isinstance(found.ids["train"], np.memmap)
     assert found.ids["train"].dtype == np.uint16
+
+
+def die(job):
+    os._exit(1)
+
+
+def test_a_worker_that_is_killed_ends_the_run():
+    with pytest.raises(UserError, match=r"one of 2 worker processes was killed.*fewer --workers"), pool(2) as run:
+        list(run(die, range(3)))
 
 
 def test_workers_change_nothing(folder, monkeypatch):

@@ -49,7 +49,7 @@ def two(tmp_path_factory):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=280)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -47,15 +47,18 @@ class Encoder:
     target_std: float = 1.0
 
     @classmethod
-    def build(cls, config: ClassifyConfig, train: list[Example], vocabulary: Vocabulary | None = None) -> Encoder:
-        """From the training examples; `vocabulary` is one to keep to."""
+    def build(
+        cls, config: ClassifyConfig, train: list[Example], vocabulary: Vocabulary | None = None, name: str = "input"
+    ) -> Encoder:
+        """From the training examples of the data called `name`; `vocabulary` is one to keep to."""
         encoder = cls(None, [])
         if config.target == "class":
             encoder.labels = sorted({e.label for e in train})
             if len(encoder.labels) < 2:
-                raise UserError(f"all training examples have the label '{encoder.labels[0]}': two classes are needed")
+                label = encoder.labels[0]
+                raise UserError(f"{name}: all training examples have the label '{label}': two classes are needed")
         else:
-            numbers = torch.tensor([number(e.label) for e in train], dtype=torch.float64)
+            numbers = torch.tensor([number(e.label, name) for e in train], dtype=torch.float64)
             encoder.target_mean, encoder.target_std = numbers.mean().item(), deviation(numbers).item()
         if vocabulary is not None:
             encoder.vocabulary = vocabulary
@@ -98,7 +101,7 @@ class Encoder:
 
     def targets(self, examples: Sequence[Example], name: str) -> Tensor:
         if not self.labels:
-            return torch.tensor([(number(e.label) - self.target_mean) / self.target_std for e in examples])
+            return torch.tensor([(number(e.label, name) - self.target_mean) / self.target_std for e in examples])
         index = {label: i for i, label in enumerate(self.labels)}
         for e in examples:
             if e.label not in index:
@@ -155,13 +158,13 @@ def read_splits(config: ClassifyConfig, data: str | None) -> tuple[str, Splits]:
     return load_examples(data, config.text_column, config.label_column, valid_share=config.valid_share)
 
 
-def number(label: str) -> float:
+def number(label: str, name: str) -> float:
     try:
         value = float(label)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"--target number: the label '{label}' is not a finite number")
+        raise UserError(f"{name}: the label '{label}' is not a finite number, as --target number needs")
     return value
 
 

@@ -26,7 +26,7 @@ def load_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str
         raise UserError(f"{name}: no training pairs, only {', '.join(sorted(splits))}")
     for split in ("valid", "test"):
         if split not in splits:
-            hold_out(splits, split, config.held_out)
+            hold_out(name, splits, split, config.held_out)
     return name, splits
 
 
@@ -47,7 +47,7 @@ def read_pairs(config: TranslateConfig, data: str | None) -> tuple[str, dict[str
     return name, splits
 
 
-def hold_out(splits: dict[str, Pairs], name: str, share: float) -> None:
+def hold_out(data: str, splits: dict[str, Pairs], name: str, share: float) -> None:
     """Moves about `share` of the training pairs into the split `name`: those whose target hashes lowest, upper
     and lower case alike."""
     hashes = [zlib.crc32(target.lower().encode()) for _, target in splits["train"]]
@@ -56,7 +56,7 @@ def hold_out(splits: dict[str, Pairs], name: str, share: float) -> None:
     splits[name] = [pair for pair, h in pairs if h <= limit]
     splits["train"] = [pair for pair, h in pairs if h > limit]
     if not splits["train"]:
-        raise UserError(f"{len(hashes)} pairs are too few to hold some out for {name}")
+        raise UserError(f"{data}: {len(hashes)} pairs are too few to hold some out for {name}: give {name} pairs")
 
 
 def parallel_files(folder: Path, config: TranslateConfig) -> dict[str, Pairs]:

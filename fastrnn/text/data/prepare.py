@@ -14,6 +14,8 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,18 +211,25 @@ def pool(workers: int, state: dict[str, Any] | None = None) -> Iterator[Callable
         start_worker(state)
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(workers, start_worker, (state,)) as processes:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, start_worker, (state,)) as processes:
 
         def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
             waiting: list[Any] = []
             for job in jobs:
-                waiting.append(processes.apply_async(function, (job,)))
+                waiting.append(processes.submit(function, job))
                 if len(waiting) > 2 * workers:
-                    yield waiting.pop(0).get()
+                    yield waiting.pop(0).result()
             for result in waiting:
-                yield result.get()
+                yield result.result()
 
-        yield run
+        try:
+            yield run
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of {workers} worker processes was killed, as where memory is short: fewer --workers (a script "
+                "needs `if __name__ == '__main__':` around what starts them)"
+            ) from None
 
 
 def shown(

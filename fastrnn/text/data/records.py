@@ -48,7 +48,7 @@ def load_examples(
     if data is None:
         name = "docstrings of Python's standard library, by package"
         splits: Splits = {"train": [Example(text, label) for text, label in docstrings()]}
-        hold_out(splits, "test", valid_share)
+        hold_out(name, splits, "test", valid_share)
     elif on_hub(data):
         name, splits = data, hub_examples(data, text_column, label_column)
     else:
@@ -70,7 +70,7 @@ def load_examples(
             raise UserError(f"{data}: neither a folder nor one of {known}")
     check(name, splits)
     if "valid" not in splits:
-        hold_out(splits, "valid", valid_share)
+        hold_out(name, splits, "valid", valid_share)
     return name, splits
 
 
@@ -82,7 +82,7 @@ def check(name: str, splits: Splits) -> None:
         raise UserError(f"{name}: there is {', '.join(sorted(splits)) or 'nothing'}, but no training split")
 
 
-def hold_out(splits: Splits, name: str, share: float) -> None:
+def hold_out(data: str, splits: Splits, name: str, share: float) -> None:
     """Moves about `share` of the training examples into the split `name`: those whose content hashes lowest."""
     examples = splits["train"]
     hashes = [zlib.crc32(repr(e.content).encode()) for e in examples]
@@ -90,7 +90,10 @@ def hold_out(splits: Splits, name: str, share: float) -> None:
     splits[name] = [e for e, h in zip(examples, hashes, strict=True) if h <= limit]
     splits["train"] = [e for e, h in zip(examples, hashes, strict=True) if h > limit]
     if not splits["train"]:
-        raise UserError(f"{len(examples)} examples are too few to hold some out for {name}: give a {name} split")
+        raise UserError(
+            f"{data}: {len(examples)} training examples, {len(set(hashes))} of them different, are too few to hold "
+            f"some out for {name}: give a {name} split"
+        )
 
 
 # --- folders and archives -----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def load_series(data: str | None, valid_share: float = 0.1) -> tuple[str, Splits
         splits.setdefault(split, []).extend(read_rows(table))
     check(data, splits)
     if "valid" not in splits:
-        hold_out(splits, "valid", valid_share)
+        hold_out(data, splits, "valid", valid_share)
     return data, splits
 
 

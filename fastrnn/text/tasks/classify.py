@@ -70,7 +70,7 @@ class ClassifyTask(Task):
             encoder = Encoder.from_state(saved["tokenizer"])
         else:
             vocabulary = None if config.pretrained is None else vocabulary_of(config.pretrained)
-            encoder = Encoder.build(config, splits["train"], vocabulary)
+            encoder = Encoder.build(config, splits["train"], vocabulary, name)
         encoded = {split: encode(encoder, config, found, f"{name} ({split})") for split, found in splits.items()}
         train, valid = encoded["train"].loader(config, True), encoded["valid"].loader(config, False)
         mark = encoded["train"].mark()
@@ -89,7 +89,8 @@ class ClassifyTask(Task):
 
     def describe(self) -> list[str]:
         c, encoder, splits = self.config, self.data.encoder, self.data.splits
-        sizes = ", ".join(f"{len(s.inputs):,} {name}" for name, s in splits.items())
+        named = [name for name in ("train", "valid", "test") if name in splits]
+        sizes = ", ".join(f"{len(splits[name].inputs):,} {name}" for name in named)
         what = f"{len(encoder.labels)} classes" if encoder.labels else "numbers"
         tokens = f"{encoder.features} features" if encoder.vocabulary is None else f"{encoder.inputs:,} tokens"
         parameters = sum(p.numel() for p in self.model.parameters())
