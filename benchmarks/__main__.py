@@ -1,8 +1,8 @@
-"""`python -m benchmarks` is `python -m benchmarks.cpu`."""
+"""`python -m benchmarks` is `fastrnn bench`."""
 
 import sys
 
-from benchmarks.cpu import main
+from fastrnn.bench.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

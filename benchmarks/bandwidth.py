@@ -13,8 +13,8 @@ import sys
 import torch
 
 import fastrnn
-from benchmarks.environment import describe
-from benchmarks.measure import interleave, summary
+from fastrnn.bench.environment import describe
+from fastrnn.bench.measure import interleave, summary
 
 CELLS = ("LSTM", "GRU", "RNN")
 SIZES = (128, 256, 512)

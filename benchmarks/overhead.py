@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from benchmarks.environment import describe
-from benchmarks.measure import interleave, summary
+from fastrnn.bench.environment import describe
+from fastrnn.bench.measure import interleave, summary
 
 KINDS = ("LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell")
 MODES = ("inference", "recorded forward", "training step")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from benchmarks.measure import interleave, summary
+from fastrnn.bench.measure import interleave, summary
 
 SHAPES = ((100, 32, 256), (35, 20, 208), (512, 8, 128), (20, 64, 512))  # T, B, H
 

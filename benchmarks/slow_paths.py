@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastrnn
-from benchmarks.measure import interleave, summary
+from fastrnn.bench.measure import interleave, summary
 
 SHAPES = ((35, 20, 128), (100, 4, 64))  # T, B, H
 SAMPLES, MEMBERS = 16, 4

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.environment import ROOT, write
 from fastrnn.backends.base import Call, Weights
 from fastrnn.backends.triton import launch
 from fastrnn.backends.triton.plan import SCHEDULES, Limits, Plan, Problem, plan
+from fastrnn.bench.environment import write
 from fastrnn.cells import CELLS
 
-TABLE = ROOT / "results" / "triton-compiled.json"
+TABLE = Path(__file__).parent / "results" / "triton-compiled.json"
 # Shared memory that a program may have, and multiprocessors, of A100, H100/H200 and B200.
 DEVICES = {
     80: Limits("sm_80", (8, 0), 163 << 10, 108),

@@ -13,7 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks import bandwidth, cpu, environment, memory, overhead, parity, report, shapes, subjects
+from benchmarks import bandwidth, overhead
+from fastrnn.bench import commands, environment, measuring, memory, parity, report, run, shapes, subjects
+from fastrnn.bench.grids import Job
+from fastrnn.cli import main
+from fastrnn.cli.parser import UsageError
 
 
 class OtherLibrary(SimpleNamespace):
@@ -58,9 +62,28 @@ COMBINATIONS = [
 ]
 
 
-def options(**changes):
-    args = cpu.parse(["--threads", "1", "--budget", "0", "--rounds", "2", "--memory", "no"])
-    return SimpleNamespace(**{**vars(args), **changes})
+def job(case, cell="GRU", mode="inference", what="timing"):
+    return Job(what, case, cell, mode, "float32", "cpu", 1)
+
+
+def options(library, **changes):
+    return measuring.Options(**{"library": library, "sample": 0.0, "rounds": 2, **changes})
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """`fastrnn bench` with a library in the place of fastrnn, and two tiny cases for a grid."""
+
+    def install(error=0.0, cases=(TINY[0], TINY[-1])):
+        library = OtherLibrary(error)
+        monkeypatch.setattr(run, "import_module", lambda name: library)
+        monkeypatch.setattr(run, "cases", lambda grid: tuple(cases))
+        return library
+
+    return install
+
+
+QUICK = ["--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--budget", "0"]
 
 
 # The two sides
@@ -129,16 +152,19 @@ def test_gate_refuses_a_missing_tensor():
 
 
 def test_no_time_is_taken_of_a_wrong_result(monkeypatch):
-    monkeypatch.setattr(cpu, "compare", lambda *a, **k: pytest.fail("timed before the gate"))
-    with pytest.raises(parity.Mismatch, match="y: differs"):
-        cpu.measure(TINY[0], "GRU", "inference", 1, OtherLibrary(error=1e-3), options())
+    def compare(*_, **__):
+        pytest.fail("timed before the gate")
+
+    monkeypatch.setattr(measuring, "interleave", compare)
+    for what in ("timing", "latency"):
+        with pytest.raises(parity.Mismatch, match="y: differs"):
+            measuring.MEASURE[what](job(TINY[0]), options(OtherLibrary(error=1e-3), compare=compare))
 
 
-def test_a_wrong_result_ends_the_run_with_failure_and_without_its_number(monkeypatch, capsys):
-    monkeypatch.setattr(cpu, "import_module", lambda name: OtherLibrary(error=1e-3))
-    monkeypatch.setattr(cpu, "matching", lambda filters: [TINY[0]])
-    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: True)
-    assert cpu.main(["--threads", "1", "--budget", "0", "--memory", "no", "--cells", "GRU"]) == 1
+def test_a_wrong_result_ends_the_run_with_failure_and_without_its_number(stand_in, capsys):
+    stand_in(error=1e-3, cases=[TINY[0]])
+    argv = [*QUICK, "--cells", "GRU", "--parts", "timing", "--modes", "inference", "training"]
+    assert commands.bench(argv) == 1
     printed = capsys.readouterr().out
     assert printed.count("FAILED timing GRU T1-B1-H128 inference, 1 threads: Mismatch: y: differs") == 2
     assert "0 of 0 measurements" in printed
@@ -147,25 +173,87 @@ def test_a_wrong_result_ends_the_run_with_failure_and_without_its_number(monkeyp
 # The runner
 
 
-def test_a_run_measures_reports_and_saves(monkeypatch, capsys, tmp_path):
-    library = OtherLibrary()
-    monkeypatch.setattr(cpu, "import_module", lambda name: library)
-    monkeypatch.setattr(cpu, "matching", lambda filters: [TINY[0], TINY[-1]])
-    monkeypatch.setattr(cpu, "ROOT", tmp_path / "benchmarks")
-    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: True)
+def test_a_run_measures_reports_and_saves(stand_in, capsys, tmp_path):
+    library = stand_in()
     before = torch.get_num_threads()
-    argv = ["--threads", "1", "2", "--budget", "0", "--rounds", "2", "--memory", "no", "--save", "--backend", "cpu"]
-    assert cpu.main(argv) == 0
+    argv = ["--threads", "1", "2", "--sample", "0", "--rounds", "2", "--parts", "timing", "--save", "--backend", "cpu"]
+    assert commands.bench([*argv, "--out", str(tmp_path), "--budget", "0", "--peers", "none"]) == 0
     assert torch.get_num_threads() == before
     assert set(library.requested) == {"cpu"}
-    (saved,) = tmp_path.glob("benchmarks/results/*/cpu-*.jsonl")
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
     records = environment.read(saved)
-    assert [r["kind"] for r in records] == ["environment"] + ["measurement"] * 2 * 2 * 3 * 2
+    assert [r["kind"] for r in records] == ["environment"] + ["measurement"] * 2 * 2 * 3 * 3
+    assert records[0]["command"].startswith("fastrnn bench --threads 1 2")
     assert {r["threads"] for r in records[1:]} == {1, 2}
+    assert {r["mode"] for r in records[1:]} == {"inference", "forward", "training"}
     assert {r["chosen"] for r in records[1:]} == {"cpu"}
     assert all(r["rounds"] >= 2 and r["ratio"]["p20"] <= r["ratio"]["p50"] <= r["ratio"]["p80"] for r in records[1:])
+    assert all(0 < r["bound"]["share"]["subject"] < 10 for r in records[1:])
     assert saved.with_suffix(".txt").read_text() == report.full(records)
     assert report.summarise(records) in capsys.readouterr().out
+
+
+def test_what_a_file_holds_is_not_measured_again(stand_in, tmp_path, capsys):
+    stand_in(cases=[TINY[0]])
+    argv = [*QUICK, "--parts", "timing", "latency", "--cells", "GRU"]
+    assert commands.bench([*argv, "--modes", "inference", "--save", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    before = environment.read(saved)
+    assert [r["kind"] for r in before] == ["environment", "measurement", "latency"]
+    assert commands.bench([*argv, "--resume", str(saved)]) == 0
+    assert "2 of 4 are in the file already" in capsys.readouterr().out
+    after = environment.read(saved)
+    assert after[:3] == before
+    assert [(r["kind"], r.get("mode")) for r in after[3:]] == [
+        ("environment", None),
+        ("measurement", "training"),
+        ("measurement", "forward"),
+    ]
+
+
+def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):
+    stand_in(cases=[TINY[0]])
+    path = tmp_path / "other.jsonl"
+    path.write_text(json.dumps({"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1}) + "\n")
+    with pytest.raises(UsageError, match="made on abacus-1-cores"):
+        commands.bench([*QUICK, "--resume", str(path)])
+
+
+def test_a_spent_budget_leaves_what_there_is(stand_in, capsys, tmp_path, monkeypatch):
+    stand_in()
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(ticks))
+    argv = [*QUICK[:-2], "--budget", "25", "--parts", "timing", "--save", "--out", str(tmp_path)]
+    assert commands.bench(argv) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    kinds = [r["kind"] for r in environment.read(saved)]
+    assert kinds == ["environment", "measurement", "measurement", "note"]
+    assert "budget of 25 s spent: 2 of 18 measured" in capsys.readouterr().out
+
+
+def test_latency_is_of_steps_whose_state_goes_on():
+    seen = []
+
+    class Module(nn.LSTM):
+        def forward(self, x, hx=None):
+            seen.append(hx)
+            return super().forward(x, hx)
+
+    module = Module(3, 4)
+    step = measuring._stream(subjects.Subject(module, None, None, (torch.zeros(1, 1, 3),)))
+    step()
+    step()
+    assert seen[0] is None
+    want = nn.LSTM.forward(module, torch.zeros(1, 1, 3))[1]
+    assert torch.equal(seen[1][0], want[0])
+    record = measuring.latency(job(TINY[0], "LSTM"), options(OtherLibrary()))
+    assert record["steps"] >= 100
+    assert all(0 < record[side]["p50"] <= record[side]["p99"] for side in ("baseline", "subject"))
+
+
+def test_kernels_are_named(stand_in):
+    record = measuring.timing(job(TINY[0], "LSTM"), options(OtherLibrary(), kernels=True))
+    assert any("lstm" in name for name in record["kernels"]["torch.nn"])
 
 
 def test_small_benchmarks_give_a_line_of_positive_figures():
@@ -179,10 +267,28 @@ def test_small_benchmarks_give_a_line_of_positive_figures():
         assert min(values) >= 0
 
 
-def test_an_unknown_filter_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        cpu.parse(["--cases", "no-such-case"])
-    assert "no-such-case" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--cases no-such-case", "no case's name contains any of no-such-case"),
+        ("--sampel 3", "unknown option --sampel, did you mean '--sample'?"),
+        ("--cells LSTN", "invalid choice: 'LSTN'"),
+        ("--threads 0", "--threads: expected at least 1, got 0"),
+        ("--backend cpv", "--backend: expected one of auto, cpu"),
+        ("--peers FlashRMM", "--peers: there is no 'FlashRMM', did you mean 'FlashRNN'?"),
+        ("--resume {tmp}/none.jsonl", "none.jsonl: no such file"),
+        ("--compare {tmp}/text {tmp}/text", "text: line 1 is not a record of fastrnn bench"),
+        ("--check {tmp}/none.jsonl", "none.jsonl: no such file"),
+        ("--report {tmp}/none.jsonl", "none.jsonl: no such file"),
+        ("--ddp 1", "--ddp: expected at least 2 processes, got 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, capsys):
+    (tmp_path / "text").write_text("no json\n")
+    assert main(["bench", *line.format(tmp=tmp_path).split()]) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert (out, err.count("\n")) == ("", 1)
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -209,8 +315,8 @@ def test_hardware_is_named_by_model_vectors_and_cores():
 # Memory
 
 MEMORY_PROBE = """
-from benchmarks import memory
-from benchmarks.shapes import Case
+from fastrnn.bench import memory
+from fastrnn.bench.shapes import Case
 import torch
 case = Case("x", T={steps}, B=8, I=64, H=64, cells=("RNN",))
 if __name__ == "__main__":
@@ -229,7 +335,7 @@ def test_peak_memory_counts_the_activations(tmp_path):
             capture_output=True,
             text=True,
             check=True,
-            env={**os.environ, "PYTHONPATH": str(Path(environment.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(environment.__file__).parents[2])},
         )
         peaks.append(int(run.stdout))
     one_tensor = 2000 * 8 * 64 * 4  # of shape (T, B, H)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import measure, report, targets
+from fastrnn.bench import measure, report, targets
 
 
 class FakeClock:

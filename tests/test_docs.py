@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.environment import read
-from benchmarks.measure import geomean
-from benchmarks.report import markdown
-from benchmarks.shapes import CASES
-from benchmarks.targets import measurements
+from fastrnn.bench.environment import read
+from fastrnn.bench.measure import geomean
+from fastrnn.bench.report import markdown
+from fastrnn.bench.shapes import CASES
+from fastrnn.bench.targets import measurements
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "pytorch.md"

@@ -20,6 +20,8 @@ HELP = """usage: fastrnn COMMAND [options]
   fastrnn evaluate     the score of a checkpoint on other data
   fastrnn generate     text from a language model
   fastrnn predict      labels of texts by a classifier, translations by a translator
+  fastrnn verify       is every backend right on this machine? A table of errors against fp64
+  fastrnn bench        how fast it is on this machine, beside torch.nn and others
   fastrnn info         what is installed, what is missing and what that costs
 
 fastrnn COMMAND --help shows a command's options.
@@ -106,10 +108,24 @@ def show_info(args: list[str]) -> int:
     return 0
 
 
+def bench(args: list[str]) -> int:
+    from ..bench.commands import bench as run
+
+    return run(args)
+
+
+def verify(args: list[str]) -> int:
+    from ..bench.commands import verify as run
+
+    return run(args)
+
+
 COMMANDS: dict[str, Command] = {
     "evaluate": text.evaluate,
     "generate": text.generate,
     "predict": text.predict,
     "prepare": text.prepare,
+    "verify": verify,
+    "bench": bench,
     "info": show_info,
 }

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import geomean
-from benchmarks.shapes import CASES, CELLS, MODES, Case
+from fastrnn.bench.measure import geomean
+from fastrnn.bench.shapes import CASES, CELLS, MODES, Case
 
 NOISE = 0.95  # a ratio from here to 1 is equality within noise
 Record = dict[str, Any]

@@ -19,9 +19,9 @@ from types import ModuleType
 
 import torch
 
-from benchmarks.measure import gemm_rate
-from benchmarks.shapes import Case, tiny
-from benchmarks.subjects import build
+from fastrnn.bench.measure import gemm_rate
+from fastrnn.bench.shapes import Case, tiny
+from fastrnn.bench.subjects import build
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
 _PR_SET_THP_DISABLE = 41  # of prctl: a touched page counts 4 KiB, not 2 MiB
@@ -43,7 +43,7 @@ def unavailable() -> str | None:
 def peak(case: Case, cell: str, dtype: torch.dtype, library: str, backend: str, threads: int) -> int:
     """Bytes that training `cell` of `library` ("torch.nn" or "fastrnn") adds at its peak."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.memory", "fastrnn"])
+    context.set_forkserver_preload(["fastrnn.bench.memory", "fastrnn"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, case, cell, dtype, library, backend, threads))
     process.start()

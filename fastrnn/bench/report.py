@@ -1,4 +1,4 @@
-"""Tables from the records of a run: `python -m benchmarks.report results/<hardware>/<run>.jsonl`."""
+"""Tables from the records of a run: `python -m fastrnn.bench.report benchmarks/results/<hardware>/<run>.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import read
-from benchmarks.measure import geomean
-from benchmarks.shapes import CASES, CELLS, MODES
-from benchmarks.targets import NOISE, TARGETS, Verdict, judge, measurements
+from fastrnn.bench.environment import read
+from fastrnn.bench.measure import geomean
+from fastrnn.bench.shapes import CASES, CELLS, MODES
+from fastrnn.bench.targets import NOISE, TARGETS, Verdict, judge, measurements
 
 Record = dict[str, Any]
 NOISY = 1.5  # p80 / p20 of the ratio from which a line is marked
 BUSY = 0.7  # load average at the start from which a run is not a measurement
 MEMORY_RESOLUTION = 1 << 20  # bytes: below this, a difference of two peaks is allocator and page noise
+_NAMED = {case.name for case in CASES}
 _LISTED = {case.name for case in CASES if case.listed}
 
 TIMES_HEADER = (
     f"{'cell':5}{'mode':10}{'case':26}{'thr':>3}  {'torch.nn':>10}{'p20..p80':>18}  {'subject':>10}{'p20..p80':>18}"
-    f"  {'ratio':>6}{'p20..p80':>14}{'n':>6}  {'GF/s':>6}{'of gemm':>8}  on"
+    f"  {'ratio':>6}{'p20..p80':>14}{'n':>6}  {'GF/s':>6}{'of gemm':>8}{'of bound':>9}  on"
 )
 
 
@@ -42,19 +43,62 @@ def time_line(r: Record) -> str:
     )
     rate = r["flops"] / b["p50"]
     line += f"  {rate / 1e9:>6.1f}{rate / r['gemm']:>8.0%}" if r["gemm"] else " " * 16
+    line += f"{r['bound']['share']['subject']:>9.0%}" if r.get("bound") else " " * 9
     line += f"  {r['chosen']}"
     marks = ("~" if ratio["p80"] / ratio["p20"] >= NOISY else "") + ("<" if ratio["p50"] < NOISE else "")
     return f"{line} {marks}".rstrip()
 
 
+def line(r: Record) -> str:
+    """A record as it is told while a run goes on."""
+    if r["kind"] == "measurement":
+        return "\n".join([time_line(r), *peer_lines(r)])
+    if r["kind"] == "latency":
+        return latency_line(r)
+    if r["kind"] == "memory":
+        return f"{r['cell']:5}{'memory':10}{r['case']:26}{r['threads']:>3}  {_memory_sizes(r)}"
+    return failure_line(r)
+
+
+def peer_lines(r: Record) -> list[str]:
+    """torch.nn's time over each peer's, or why it did not run this case."""
+    found = r.get("peers") or {}
+    return [
+        f"{'':15}{name:26} " + (f"absent: {p['absent']}" if "absent" in p else f"{p['ratio']['p50']:.2f} of torch.nn")
+        for name, p in found.items()
+    ]
+
+
+def latency_line(r: Record) -> str:
+    a, b = r["baseline"], r["subject"]
+    times = "".join(f"{seconds(side[q]):>10}" for side in (a, b) for q in ("p50", "p99"))
+    return f"{r['cell']:5}{'latency':10}{r['case']:26}{r['threads']:>3}  {times}  of {r['steps']} steps"
+
+
+def latency_table(records: list[Record]) -> str:
+    """Single steps whose state goes on, as in streaming."""
+    columns = "".join(f"{side + ' ' + q:>10}" for side in ("nn", "ours") for q in ("p50", "p99"))
+    rows = [line(r) for r in records if r["kind"] == "latency"]
+    return "\n".join([f"{'latency of one step in a stream':44}  {columns}", *rows])
+
+
+def peer_table(environment: Record) -> str:
+    """The peers that are there, and why the others are not."""
+    rows = environment.get("peers") or []
+    return "\n".join([f"{'peer':16}", *(f"{name:16}{text}" for name, text in rows)])
+
+
 def header(environment: Record) -> str:
     """The hardware, the versions and the command, in a few lines."""
     e = environment
+    clock = f" at {e['clock']['now']:.0f} MHz" if e.get("clock") else ""
     lines = [
-        f"{e['cpu']}, {e['cores']} cores, {' '.join(e['flags'])}; load {e['load']:.2f}; malloc: {e['malloc']}",
+        f"{e['cpu']}{clock}, {e['cores']} cores, {' '.join(e['flags'])}; load {e['load']:.2f}; malloc: {e['malloc']}",
         f"torch {e['torch']}, {e['subject']} {e['fastrnn'] or ''}, commit {e['commit']}, Python {e['python']}",
         f"{e['date']} $ {e['command']}",
     ]
+    if e.get("device") == "cuda":
+        lines.append(f"GPU: {e['gpu']}")
     if e["info"]:
         lines.append(f"engine: {e['info'].get('engine')}")
     if e["load"] > BUSY:
@@ -99,7 +143,7 @@ def mean_table(records: list[Record]) -> str:
     """Geometric means of the ratio over the listed shapes, by cell and mode."""
     rows = [f"{'geometric means, listed shapes':32}" + "".join(f"{m:>12}" for m in (*MODES, "both"))]
     for n in _threads(records):
-        some = [r for r in measurements(records, n) if r["case"] in _LISTED]
+        some = [r for r in measurements(records, n) if r["case"] in _LISTED or r["case"] not in _NAMED]
         for cells in (*((c,) for c in CELLS), CELLS):
             name = cells[0] if len(cells) == 1 else "all cells"
             values = [
@@ -116,10 +160,14 @@ def memory_table(records: list[Record]) -> str:
     columns = f"{'torch.nn':>12}{'subject':>12}{'ratio':>8}   (subject / torch.nn; = : within 1 MiB)"
     rows = [f"{'peak memory of training':34}{columns}"]
     for r in (r for r in records if r["kind"] == "memory"):
-        same = "=" if abs(r["subject"] - r["baseline"]) < MEMORY_RESOLUTION else ""
-        sizes = "".join(f"{r[side] / 2**20:>8.1f} MiB" for side in ("baseline", "subject"))
-        rows.append(f"{r['cell']:6}{r['case']:28}{sizes}{memory_ratio(r):>8.2f} {same}".rstrip())
+        rows.append(f"{r['cell']:6}{r['case']:28}{_memory_sizes(r)}")
     return "\n".join(rows)
+
+
+def _memory_sizes(r: Record) -> str:
+    same = "=" if abs(r["subject"] - r["baseline"]) < MEMORY_RESOLUTION else ""
+    sizes = "".join(f"{r[side] / 2**20:>8.1f} MiB" for side in ("baseline", "subject"))
+    return f"{sizes}{memory_ratio(r):>8.2f} {same}".rstrip()
 
 
 def losing_list(records: list[Record]) -> str:
@@ -140,17 +188,36 @@ def failure_line(r: Record) -> str:
 
 def summarise(records: list[Record]) -> str:
     """What follows the table of times."""
-    parts = [mean_table(records), losing_list(records), target_table(records)]
+    parts = [mean_table(records), losing_list(records)]
+    if any(r["case"] in _NAMED for r in measurements(records)):
+        parts.append(target_table(records))
     if any(r["kind"] == "memory" for r in records):
         parts.insert(0, memory_table(records))
+    if any(r["kind"] == "latency" for r in records):
+        parts.insert(0, latency_table(records))
+    notes = [r["message"] for r in records if r["kind"] == "note"]
+    if notes:
+        parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
 
 def full(records: list[Record]) -> str:
     """The whole report."""
     environments = [header(r) for r in records if r["kind"] == "environment"]
-    times = [TIMES_HEADER, *(time_line(r) for r in measurements(records))]
+    environments += [peer_table(r) for r in records if r["kind"] == "environment" and r.get("peers")][-1:]
+    times = [TIMES_HEADER, *(line(r) for r in in_order(measurements(records)))]
     return "\n\n".join([*environments, "\n".join(times), summarise(records)]) + "\n"
+
+
+def in_order(records: list[Record]) -> list[Record]:
+    """As tables list them, whatever the order in which they were measured."""
+    names = [case.name for case in CASES]
+
+    def place(r: Record) -> tuple[Any, ...]:
+        known = names.index(r["case"]) if r["case"] in names else len(names)
+        return r["threads"], r.get("dtype", ""), known, r.get("H", 0), r.get("B", 0), r["case"], CELLS.index(r["cell"])
+
+    return sorted(records, key=place)
 
 
 def _threads(records: list[Record]) -> list[int]:

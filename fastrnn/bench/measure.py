@@ -81,17 +81,28 @@ def interleave(
 
 
 def compare(baseline: Call, subject: Call, budget: float, min_rounds: int = 5, **options: Any) -> dict[str, Any]:
-    """Times of both in seconds, and the ratio baseline / subject: above 1, the subject is faster.
+    """Times of both in seconds, and the ratio baseline / subject: above 1, the subject is faster."""
+    return compare_all({"torch.nn": baseline, "fastrnn": subject}, budget, min_rounds, **options)
 
-    The ratio is taken within each round, between neighbours in time; its median and its p20 and p80
-    are over the rounds.
+
+def compare_all(calls: dict[str, Call], budget: float, min_rounds: int = 5, **options: Any) -> dict[str, Any]:
+    """Times in seconds, and ratios of the first of `calls`, the baseline, over each: above 1, the other is faster.
+
+    A ratio is taken within each round, between neighbours in time; its median and its p20 and p80 are over the rounds.
+    The second of `calls` is the subject, those after it are peers.
     """
-    a, b = interleave((baseline, subject), budget, min_rounds, **options)
+    samples = interleave(list(calls.values()), budget, min_rounds, **options)
+
+    def ratio(taken: list[float]) -> dict[str, float]:
+        return summary([x / y for x, y in zip(samples[0], taken, strict=True)])
+
+    others = zip(list(calls)[2:], samples[2:], strict=True)
     return {
-        "rounds": len(a),
-        "baseline": summary(a),
-        "subject": summary(b),
-        "ratio": summary([x / y for x, y in zip(a, b, strict=True)]),
+        "rounds": len(samples[0]),
+        "baseline": summary(samples[0]),
+        "subject": summary(samples[1]),
+        "ratio": ratio(samples[1]),
+        "peers": {name: {"seconds": summary(taken), "ratio": ratio(taken)} for name, taken in others},
     }
 
 

@@ -12,12 +12,16 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent
+from fastrnn.cli.parser import UsageError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+IN_A_CLONE, ELSEWHERE = Path("benchmarks/results"), Path("fastrnn-bench")
 _FLAGS = (
     "avx2",
     "fma",
@@ -33,15 +37,16 @@ _FLAGS = (
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "FASTRNN_ISA")
 
 
-def describe(library: Any, program: str = "benchmarks.cpu") -> dict[str, Any]:
-    """The environment record. `library` is fastrnn, or torch.nn in a run against itself."""
+def describe(library: Any, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The environment record. `library` is fastrnn, or torch.nn in a run against itself; `command`: as it was typed."""
     model, flags = _processor()
     return {
         "kind": "environment",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, "-m", program, *sys.argv[1:]]),
+        "command": shlex.join(command),
         "cpu": model,
         "flags": [f for f in _FLAGS if f in flags],
+        "clock": _clock(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0],
         "system": platform.platform(),
@@ -51,8 +56,41 @@ def describe(library: Any, program: str = "benchmarks.cpu") -> dict[str, Any]:
         "fastrnn": _version(),
         "info": library.info() if hasattr(library, "info") else None,
         "commit": _commit(),
+        "gpu": gpu(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def gpu() -> dict[str, Any] | None:
+    """Name, multiprocessors, compute capability, driver and cuDNN of torch's current CUDA device; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    p: Any = torch.cuda.get_device_properties()
+    return {
+        "name": p.name,
+        "multiprocessors": p.multi_processor_count,
+        "capability": [p.major, p.minor],
+        "memory": p.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _clock() -> dict[str, float]:
+    """MHz of the first core: at the moment, and at most, where the system tells."""
+    folder, found = Path("/sys/devices/system/cpu/cpu0/cpufreq"), {}
+    for name, file in (("now", "scaling_cur_freq"), ("most", "cpuinfo_max_freq")):
+        if (folder / file).exists():
+            found[name] = int((folder / file).read_text()) / 1000
+    if not found and Path("/proc/cpuinfo").exists():
+        told = re.search(r"^cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = {"now": float(told.group(1))} if told else {}
+    return found
+
+
+def results(out: str | None = None) -> Path:
+    """The folder of results: `out`, or that of the clone in which the command runs, or a new one beside."""
+    return Path(out) if out else IN_A_CLONE if IN_A_CLONE.is_dir() else ELSEWHERE
 
 
 def _version() -> str | None:
@@ -64,7 +102,9 @@ def _version() -> str | None:
 
 
 def slug(environment: dict[str, Any]) -> str:
-    """The name of the hardware, as a folder: model, widest vectors, cores."""
+    """The name of the hardware, as a folder: model, widest vectors, cores; of a run on a GPU, the GPU's."""
+    if environment.get("device") == "cuda":
+        return re.sub(r"[^a-z0-9]+", "-", environment["gpu"]["name"].lower()).strip("-")
     flags = environment["flags"]
     isa = next(
         (name for flag, name in (("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "neon")) if flag in flags), ""
@@ -83,7 +123,9 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _commit() -> str | None:
-    """The commit of the tree, with "+" when tracked files differ from it; None outside a repository."""
+    """The commit of the tree, with "+" when tracked files differ from it; None outside a clone."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
     try:
         return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -91,7 +133,7 @@ def _commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *words], cwd=PACKAGE, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def keep_freed_memory() -> bool:
@@ -130,4 +172,21 @@ def write(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records of a file.
+
+    Raises:
+        UsageError: it is not there, or not a file of records; the message names the line.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; fastrnn bench --save writes one")
+    records = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            known = isinstance(record, dict) and "kind" in record
+        except json.JSONDecodeError:
+            known = False
+        if not known:
+            raise UsageError(f"{path}: line {number} is not a record of fastrnn bench")
+        records.append(record)
+    return records

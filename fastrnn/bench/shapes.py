@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -99,6 +100,6 @@ def tiny(case: Case) -> Case:
     return replace(case, T=steps, B=batch, I=5, H=7, lengths=lengths)
 
 
-def matching(filters: list[str]) -> list[Case]:
-    """The cases whose name contains one of `filters`; all of them when there is none."""
-    return [c for c in CASES if not filters or any(f in c.name for f in filters)]
+def matching(filters: Sequence[str], cases: Sequence[Case] = CASES) -> list[Case]:
+    """Those of `cases` whose name contains one of `filters`; all of them when there is none."""
+    return [c for c in cases if not filters or any(f in c.name for f in filters)]

@@ -1,0 +1,231 @@
+"""The commands `fastrnn bench` and `fastrnn verify`, as the command line knows them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NoReturn
+
+from fastrnn.cli.parser import UsageError, suggest
+
+PARTS = ("timing", "latency", "memory", "energy")
+MALLOC_HELP = (
+    "keep: freed memory stays with the process, for both sides alike; system: the C library's own rules, by which "
+    "a module may or may not map fresh pages at every call, depending on where its blocks happen to lie (system)"
+)
+BENCH_HELP = """examples:
+  fastrnn bench                                  five minutes, the most important cases first
+  fastrnn bench --budget 0 --threads 1 2 --save  the whole grid, kept with tables, pictures and a page
+  fastrnn bench --resume FILE                    what FILE lacks
+  fastrnn bench --compare OLD NEW                names regressions beyond noise; exit code 1 if there are any
+  fastrnn bench --check                          a quick run against the newest records of this hardware
+  fastrnn bench --report FILE                    tables, pictures and page of FILE anew
+  fastrnn bench --ddp 2                          training by several processes (DDP, gloo)
+  fastrnn bench --device cuda --budget 540 --save
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line, with a suggestion where an option is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ")[1].split()[0]
+            known = [flag for action in self._actions for flag in action.option_strings]
+            kind = "option" if word.startswith("-") else "argument"
+            raise UsageError(f"unknown {kind} {word}{suggest(word.split('=')[0], known)}")
+        raise UsageError(message)
+
+
+def bench_parser() -> Parser:
+    parser = Parser(
+        prog="fastrnn bench",
+        description="Measures fastrnn beside torch.nn and other packages, behind a gate of parity.",
+        epilog=BENCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _what(parser)
+    _how(parser)
+    other = parser.add_argument_group("instead of a run")
+    other.add_argument("--list", action="store_true", help="name the cases and stop")
+    other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="name what changed beyond noise")
+    other.add_argument(
+        "--check", nargs="?", const="", metavar="FILE", help="a quick run against FILE's ratios over torch.nn"
+    )
+    other.add_argument("--report", nargs="+", metavar="FILE", help="tables, pictures and page of these records")
+    other.add_argument("--ddp", type=int, metavar="N", help="scaling of training by N processes on this machine")
+    return parser
+
+
+def _what(parser: argparse.ArgumentParser) -> None:
+    from fastrnn.bench.adapters import DTYPES
+    from fastrnn.bench.grids import GRIDS, MODES
+    from fastrnn.bench.peers import PEERS
+    from fastrnn.bench.shapes import CELLS
+
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    group.add_argument("--grid", choices=GRIDS, default=None, help="the device's own, cpu or gpu, by default")
+    group.add_argument("--cases", nargs="+", default=[], metavar="PART", help="cases whose name contains one of these")
+    group.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    group.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    group.add_argument("--dtypes", nargs="+", choices=DTYPES, default=None, help="float32; on a GPU four of them")
+    group.add_argument("--threads", type=int, nargs="+", default=None, metavar="N", help="1, and all cores, by default")
+    group.add_argument("--backend", default=None, help="fastrnn's; auto, and on a GPU triton, by default")
+    group.add_argument(
+        "--peers", nargs="+", default=None, metavar="PEER",
+        help=f"those that are there by default; none, all, or of: {', '.join(p.name for p in PEERS)}",
+    )  # fmt: skip
+    group.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of times, single steps, peaks, joules (all)",
+    )  # fmt: skip
+
+
+def _how(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--budget",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="for everything; 0: no limit (300; with --check 90)",
+    )
+    group.add_argument("--sample", type=float, default=0.3, help="seconds of samples per measurement (%(default)s)")
+    group.add_argument("--rounds", type=int, default=5, help="rounds per measurement at least (%(default)s)")
+    group.add_argument("--kernels", action=argparse.BooleanOptionalAction, default=None, help="names (on a GPU)")
+    group.add_argument("--malloc", choices=("keep", "system"), default="system", help=MALLOC_HELP)
+    group.add_argument("--self", action="store_true", help="torch.nn against itself: the noise of this machine")
+    group.add_argument("--save", action="store_true", help="keep records, tables, pictures and the page")
+    group.add_argument("--out", metavar="FOLDER", help="where (benchmarks/results in a clone, else fastrnn-bench)")
+    group.add_argument("--resume", metavar="FILE", help="go on with the run that FILE holds; implies --save")
+
+
+def parse_bench(argv: list[str]) -> argparse.Namespace:
+    """The options, completed by what depends on the device.
+
+    Raises:
+        UsageError: what is wrong, in one line.
+    """
+    import torch
+
+    from fastrnn.backends import NAMES
+    from fastrnn.bench import peers
+    from fastrnn.bench.grids import GPU_DTYPES, cases
+    from fastrnn.bench.shapes import matching
+
+    args = bench_parser().parse_args(argv)
+    gpu = args.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here")
+    args.grid = args.grid or ("gpu" if gpu else "cpu")
+    args.dtypes = args.dtypes or (list(GPU_DTYPES) if gpu else ["float32"])
+    args.kernels = gpu if args.kernels is None else args.kernels
+    args.backend = args.backend or ("triton" if gpu else "auto")
+    if args.backend not in NAMES:
+        raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
+    args.threads = args.threads or sorted({1, _cores()})
+    for name, value, least in (
+        ("threads", min(args.threads), 1),
+        ("rounds", args.rounds, 1),
+        ("sample", args.sample, 0),
+    ):
+        if value < least:
+            raise UsageError(f"--{name}: expected at least {least}, got {value:g}")
+    if not matching(args.cases, cases(args.grid)):
+        raise UsageError(f"no case's name contains any of {' '.join(args.cases)}; fastrnn bench --list names them")
+    args.peers = _peers(args.peers, args.device, peers)
+    if args.budget is None:
+        args.budget = 90.0 if args.check is not None else 300.0
+    return args
+
+
+def _peers(asked: list[str] | None, device: str, peers: Any) -> tuple[str, ...]:
+    names = [p.name for p in peers.PEERS]
+    if asked is None:
+        return peers.default(device)  # type: ignore[no-any-return]
+    if asked in (["all"], ["none"]):
+        return tuple(names) if asked == ["all"] else ()
+    for name in asked:
+        if name not in names:
+            raise UsageError(f"--peers: there is no '{name}'{suggest(name, names)}; there are: {', '.join(names)}")
+    return tuple(asked)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def bench(argv: list[str], command: list[str] | None = None) -> int:
+    """`fastrnn bench`; its exit code: 1 if a case failed, or a comparison named a regression."""
+    args = parse_bench(argv)
+    command = command or ["fastrnn", "bench", *argv]
+    if args.list:
+        from fastrnn.bench.grids import cases
+
+        say("\n".join(case.name for case in cases(args.grid)))
+        return 0
+    if args.compare:
+        from fastrnn.bench import compare
+
+        old, new = args.compare
+        return compare.command(old, new, say)
+    if args.report:
+        from fastrnn.bench import page
+
+        return page.command(args.report, say)
+    if args.check is not None:
+        from fastrnn.bench import check
+
+        return check.command(args, command, say)
+    if args.ddp is not None:
+        from fastrnn.bench import ddp
+
+        return ddp.command(args, command, say)
+    return _run(args, command)
+
+
+def _run(args: argparse.Namespace, command: list[str]) -> int:
+    from fastrnn.bench import report, run
+
+    records, path = run.run(args, command, say)
+    say("\n" + report.summarise(records))
+    if args.save or args.resume:
+        run.save(records, path, say)
+    return run.exit_code(records)
+
+
+def verify(argv: list[str]) -> int:
+    """`fastrnn verify`; exit code 0 if every backend is within tolerance, 1 if not."""
+    from fastrnn.backends import BACKENDS
+
+    parser = Parser(prog="fastrnn verify", description=VERIFY_HELP, allow_abbrev=False)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and sizes (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, at most (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {args.threads}")
+    from fastrnn.bench import verify as verifying
+
+    return verifying.command(args.backends, args.seed, args.threads, say)
+
+
+VERIFY_HELP = (
+    "Runs every cell in every type on every backend that can run here, and compares outputs, states and all gradients "
+    "with fp64, beside torch.nn's own errors. Exit code 1 if one is out of tolerance."
+)
+
+
+def main() -> int:
+    """`python -m benchmarks`: fastrnn bench."""
+    try:
+        return bench(sys.argv[1:], ["python", "-m", "benchmarks", *sys.argv[1:]])
+    except UsageError as error:
+        print(f"python -m benchmarks: error: {error}", file=sys.stderr)
+        return 2

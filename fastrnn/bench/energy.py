@@ -1,0 +1,82 @@
+"""Joules of an iteration, by the counter that the driver keeps: NVML of an NVIDIA GPU, RAPL of a processor.
+
+Both count the whole device, whatever else runs there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RAPL = Path("/sys/class/powercap")
+SECONDS = 0.5  # counters move in steps of some milliseconds: an iteration is repeated this long
+
+
+class Unmetered(Exception):
+    """There is no counter that can be read; the message says why."""
+
+
+class Meter:
+    """A counter of joules. `read` gives them modulo `wraps`."""
+
+    def __init__(self, read: Callable[[], float], wraps: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._read, self._wraps, self._clock = read, wraps, clock
+
+    def joules(self, call: Callable[[], Any], finish: Callable[[], Any], seconds: float = SECONDS) -> float:
+        """Joules of one `call`, over calls that last `seconds` together; `finish` waits for the device."""
+        finish()
+        before, start, calls = self._read(), self._clock(), 0
+        while self._clock() - start < seconds:
+            call()
+            finish()
+            calls += 1
+        spent = self._read() - before
+        return (spent if spent >= 0 else spent + self._wraps) / max(calls, 1)
+
+
+def meter(device: str) -> Meter:
+    """The counter of `device`.
+
+    Raises:
+        Unmetered: there is none, or it may not be read.
+    """
+    return nvml() if device == "cuda" else rapl()
+
+
+def rapl(root: Path = RAPL) -> Meter:
+    """All packages of the processor."""
+    zones = sorted(p for p in root.glob("intel-rapl:*") if p.name.count(":") == 1)
+    if not zones:
+        raise Unmetered(f"the processor's counters (RAPL) are not in {root}: a virtual machine, or no driver for them")
+    files = [zone / "energy_uj" for zone in zones]
+    try:
+        wraps = sum(int((zone / "max_energy_range_uj").read_text()) for zone in zones) / 1e6
+        files[0].read_text()
+    except OSError as error:
+        raise Unmetered(f"{error.filename} cannot be read ({error.strerror}); root can allow it by chmod a+r") from None
+    return Meter(lambda: sum(int(file.read_text()) for file in files) / 1e6, wraps)
+
+
+def nvml() -> Meter:
+    """torch's current CUDA device."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        raise Unmetered(f"NVML cannot be loaded: {error}") from None
+    handle, value = ctypes.c_void_p(), ctypes.c_ulonglong()
+    uuid = f"GPU-{torch.cuda.get_device_properties().uuid}".encode()  # type: ignore[attr-defined, unused-ignore]
+    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)):
+        raise Unmetered("NVML does not find the device")
+    if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)):
+        raise Unmetered("NVML keeps no count of this device's energy (before Volta it does not)")
+
+    def read() -> float:
+        library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
+        return value.value / 1e3
+
+    return Meter(read, 2.0**64 / 1e3)

@@ -1,0 +1,135 @@
+"""A run: the grid in the order of importance, until the budget is spent, each record on disk as soon as it is there.
+
+All sides run in this process on the same weights and inputs, in turn. Nothing is timed before both gave the same
+numbers; a case that differs is reported as failed, and the run then exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrnn.bench import energy, memory, peers, report
+from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, read, results, slug, write
+from fastrnn.bench.grids import Job, cases, jobs
+from fastrnn.bench.measuring import MEASURE, Options
+from fastrnn.bench.shapes import matching
+from fastrnn.cli.parser import UsageError
+
+Record = dict[str, Any]
+KINDS = {"timing": "measurement", "latency": "latency", "memory": "memory"}
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """What is to be measured, the most important first."""
+    chosen = matching(args.cases, cases(args.grid))
+    threads = args.threads if args.device == "cpu" else [0]
+    return jobs(chosen, args.cells, args.modes, args.dtypes, args.device, threads, args.parts)
+
+
+def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None] = print) -> tuple[list[Record], Path]:
+    """Measure; the records, and where they were saved (whether or not they were)."""
+    library = torch.nn if args.self else import_module("fastrnn")
+    kept = args.malloc == "keep" and keep_freed_memory()
+    environment = {
+        **describe(library, command),
+        "malloc": "keep" if kept else "system",
+        "device": args.device,
+        "peers": peers.table(args.device, args.peers),
+    }
+    store, path = _open(args, environment)
+    echo(report.header(environment) + "\n")
+    echo(report.peer_table(environment) + "\n")
+    options = Options(
+        library, args.backend, args.sample, args.rounds, args.peers, args.kernels, _meter(args, store, echo), gpu()
+    )
+    _measure_all(plan(args), options, store, args.budget, echo)
+    return store.records, path
+
+
+def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
+    """The file of the run: a new one, or with --resume one that is continued."""
+    if args.resume is None:
+        folder = results(args.out) / slug(environment)
+        name = "gpu" if args.device == "cuda" else "cpu"
+        path = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.jsonl"
+        store = Store(path if args.save else None)
+    else:
+        path = Path(args.resume)
+        before = read(path)
+        made = next((slug(r) for r in before if r["kind"] == "environment"), None)
+        if made != slug(environment):
+            raise UsageError(f"--resume {path}: made on {made}, this is {slug(environment)}; start a new run")
+        store = Store(path)
+        store.records = [r for r in before if r["kind"] != "failure"]  # which get another chance
+    store.add(environment)
+    return store, path
+
+
+def _meter(args: argparse.Namespace, store: Store, echo: Callable[[str], None]) -> energy.Meter | None:
+    try:
+        return energy.meter(args.device) if "energy" in args.parts else None
+    except energy.Unmetered as why:
+        _note(store, f"energy is not measured: {why}", echo)
+        return None
+
+
+def _note(store: Store, message: str, echo: Callable[[str], None]) -> None:
+    echo(message)
+    store.add({"kind": "note", "message": message})
+
+
+def identity(kind: str, record: Record) -> tuple[Any, ...]:
+    """By which a record is found again."""
+    device, dtype = record.get("device", "cpu"), record.get("dtype", "float32")
+    return kind, record["case"], record["cell"], record["mode"], record["threads"], dtype, device
+
+
+def _measure_all(
+    planned: list[Job], options: Options, store: Store, budget: float, echo: Callable[[str], None]
+) -> None:
+    done = {identity(r["kind"], r) for r in store.records if r["kind"] in KINDS.values()}
+    todo = [j for j in planned if identity(KINDS[j.what], j.key()) not in done]
+    if len(todo) < len(planned):
+        echo(f"{len(planned) - len(todo)} of {len(planned)} are in the file already")
+    why_not = memory.unavailable()
+    if why_not and any(j.what == "memory" and j.device == "cpu" for j in todo):
+        _note(store, f"peak memory is not measured: {why_not}", echo)
+        todo = [j for j in todo if j.what != "memory" or j.device != "cpu"]
+    start = time.monotonic()
+    echo(report.TIMES_HEADER)
+    for count, job in enumerate(todo):
+        if budget and time.monotonic() - start > budget:
+            _note(store, f"budget of {budget:g} s spent: {count} of {len(todo)} measured", echo)
+            return
+        store.add(measure(job, options, echo))
+
+
+def measure(job: Job, options: Options, echo: Callable[[str], None]) -> Record:
+    """The record of `job`, or that of its failure."""
+    try:
+        record = MEASURE[job.what](job, options)
+    except Exception as error:  # one case must not end the run; the exit status tells
+        record = {"kind": "failure", "what": job.what, **job.key(), "message": f"{type(error).__name__}: {error}"}
+    echo(report.line(record))
+    return record
+
+
+def save(records: list[Record], path: Path, echo: Callable[[str], None]) -> None:
+    """The tables, pictures and the page beside the records."""
+    from fastrnn.bench import page
+
+    write(path.with_suffix(".txt"), report.full(records))
+    written = [path, path.with_suffix(".txt"), *page.write_all(records, path, echo)]
+    echo("saved: " + ", ".join(str(p) for p in written))
+
+
+def exit_code(records: list[Record]) -> int:
+    """1 if something failed."""
+    return 1 if any(r["kind"] == "failure" for r in records) else 0
