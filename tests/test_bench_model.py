@@ -1,0 +1,214 @@
+"""The roofline, the order of a grid, counters of energy, and the comparison of two runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastrnn.bench import check, commands, compare, energy, grids, measuring, report, roofline
+from fastrnn.bench.shapes import CASES, CELLS, Case
+from fastrnn.cli import main
+from fastrnn.cli.parser import UsageError
+
+# The roofline
+
+
+def machine(**changes):
+    return roofline.Machine(**{"flops": 1e9, "read": lambda size: 1e9, "memory": 1e30, **changes})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("mode", ["inference", "forward", "training"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_parts_are_the_flops_of_the_case(case, cell, mode):
+    total = sum(p.times * p.flops for p in roofline.parts(case, cell, mode, 4))
+    assert total == pytest.approx(case.flops(cell, mode))
+
+
+def test_one_row_is_bound_by_the_weights_and_many_by_the_products():
+    for B, limit in ((1, "weights"), (64, "products")):
+        case = Case("x", T=10, B=B, I=8, H=32)
+        found = roofline.bound(case, "GRU", "inference", "float32", machine())
+        assert found.limit == limit
+        R, W = 3 * 32 * 32, 3 * 32 * 8
+        want = 10 * max(2 * B * R, 4 * R) + max(2 * 10 * B * W, 4 * W)
+        assert found.seconds == pytest.approx(want / 1e9)
+
+
+def test_weights_on_the_chip_are_read_once_and_steps_wait():
+    case = Case("x", T=50, B=1, I=1, H=64)
+    R = 4 * 64 * 64 * 2
+    for holds, times in ((0, 50), (R, 1)):
+        m = machine(flops=1e30, holds=holds, wait=lambda size: 1e-6)
+        found = roofline.bound(case, "LSTM", "inference", "bfloat16", m)
+        assert found.parts["weights"] == pytest.approx((times * R + 4 * 64 * 2) / 1e9)
+        assert found.parts["waiting"] == pytest.approx(50e-6)
+    training = roofline.bound(case, "LSTM", "training", "bfloat16", m)
+    assert training.parts["waiting"] == pytest.approx(100e-6)
+
+
+def test_rates_of_this_machine_are_within_reason():
+    m = roofline.cpu("float32")
+    assert 1e8 < m.flops < 1e14
+    assert 1e8 < m.read(1 << 20) < 1e13
+    assert 1e8 < m.memory < 1e13
+
+
+def test_a_gpu_is_known_by_its_name_and_capability():
+    facts = {"name": "NVIDIA H200", "capability": [9, 0], "multiprocessors": 132}
+    dense = roofline.gpu("bfloat16", facts)
+    assert dense.flops == pytest.approx(989e12, rel=0.1)  # of the data sheet, which takes a lower clock
+    assert roofline.gpu("float32", facts).flops == pytest.approx(67e12, rel=0.01)
+    assert dense.wait(1 << 10) < dense.wait(1 << 20) < dense.wait(1 << 25)
+    assert roofline.gpu("bfloat16", {**facts, "name": "Abacus"}) is None
+    assert roofline.gpu("float64", facts) is None
+
+
+# The order
+
+
+@pytest.mark.parametrize("grid", grids.GRIDS)
+def test_every_measurement_is_planned_once(grid):
+    chosen = grids.cases(grid)
+    found = grids.jobs(chosen, CELLS, ("inference", "training"), ("float32",), "cpu", (1, 2), ("timing",))
+    want = {(c.name, cell, mode, n) for c in chosen for cell in c.cells for mode in c.modes for n in (1, 2)}
+    assert len({c.name for c in chosen}) == len(chosen)
+    assert len(found) == len(want)
+    assert {(j.case.name, j.cell, j.mode, j.threads) for j in found} == want
+
+
+def test_the_first_are_the_usual_ones():
+    first = grids.jobs(grids.cases("gpu"), CELLS, grids.MODES, grids.GPU_DTYPES, "cuda", [0], ("timing",))[0]
+    assert (first.cell, first.dtype, first.case.name) == ("LSTM", "bfloat16", "T512-B64-H256")
+    found = grids.jobs(CASES, CELLS, grids.MODES, ("float32",), "cpu", [1, 2], ("timing", "memory", "latency"))
+    assert {j.cell for j in found[:6]} == {"LSTM"}
+    assert found[-1].mode == "forward" or found[-1].what == "memory"
+    assert {j.what for j in found} == {"timing", "memory", "latency"}
+    assert {j.threads for j in found if j.what == "memory"} == {2}
+
+
+# Energy
+
+
+def test_the_processors_counters_are_summed_and_may_wrap(tmp_path):
+    for name, value in (("intel-rapl:0", 900_000), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(value))
+        (tmp_path / name / "max_energy_range_uj").write_text("1000000")
+    meter = energy.rapl(tmp_path)
+    now = iter([0.0, 0.0, 1.0])
+    meter._clock = lambda: next(now)
+
+    def call():
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("150000")  # 0.25 J, over the end of the counter
+        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000")
+
+    assert meter.joules(call, lambda: None) == pytest.approx(0.15 + 0.5 - 0.9 + 2.0)
+
+
+def test_why_there_is_no_counter(tmp_path):
+    with pytest.raises(energy.Unmetered, match="not in"):
+        energy.rapl(tmp_path)
+    (tmp_path / "intel-rapl:0").mkdir()
+    with pytest.raises(energy.Unmetered, match="cannot be read"):
+        energy.rapl(tmp_path)
+
+
+def test_joules_are_of_both_sides():
+    class Meter:
+        def joules(self, call, finish):
+            call()
+            return 2.5
+
+    job = grids.Job("timing", Case("x", 3, 2, 5, 7), "GRU", "training", "float32", "cpu", 1)
+    record = measuring.timing(job, measuring.Options(nn, sample=0.0, rounds=2, meter=Meter()))
+    assert record["joules"] == {"torch.nn": 2.5, "fastrnn": 2.5}
+
+
+# Comparing
+
+
+def record(case, ratio, spread=0.01, **more):
+    times = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    ratios = {"p20": ratio * (1 - spread), "p50": ratio, "p80": ratio * (1 + spread)}
+    key = {"kind": "measurement", "case": case, "cell": "GRU", "mode": "training", "threads": 1}
+    same = {"rounds": 5, "baseline": times, "subject": times, "gemm": None, "chosen": "cpu", "flops": 1.0}
+    return {**key, **same, "ratio": ratios, **more}
+
+
+def write(path, records):
+    facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "system"}
+    facts |= dict.fromkeys(("torch", "subject", "fastrnn", "commit", "python", "date", "command", "info"), "")
+    lines = [json.dumps(r) for r in ({**facts, "variables": {}}, *records)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_planted_regression_is_named_and_noise_is_not(tmp_path, capsys):
+    old = write(tmp_path / "old", [record("a", 2.0), record("b", 2.0), record("c", 2.0, 0.3), record("d", 1.0)])
+    new = write(tmp_path / "new", [record("a", 1.6), record("b", 1.96), record("c", 1.6, 0.3), record("e", 1.0)])
+    assert main(["bench", "--compare", old, new]) == 1
+    out = capsys.readouterr().out
+    assert "3 cases compared, as torch.nn / fastrnn: 1 regressions" in out
+    assert "REGRESSION      2.00 ->     1.60  (0.80)  GRU a training float32, 1 threads" in out
+    assert "in the old run only: 1, the first of them GRU d" in out
+    assert main(["bench", "--compare", new, old]) == 0
+    assert "improvement" in capsys.readouterr().out
+
+
+def test_memory_that_grows_is_a_regression():
+    key = {"kind": "memory", "case": "a", "cell": "GRU", "mode": "training", "threads": 1, "baseline": 0}
+    old, new = ({**key, "subject": size << 20} for size in (100, 120))
+    (change,) = compare.compare([old], [new]).regressions
+    assert (change.before, change.after) == (100, 120)
+    assert not compare.compare([old], [{**key, "subject": 101 << 20}]).regressions
+
+
+@pytest.mark.parametrize(("later", "code"), [((1.2, 1.2, 1.2), 1), ((1.2, 2.0), 0)])
+def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, later, code):
+    name = CASES[0].name
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0), record("gone", 2.0)])
+    ratios = iter(later)
+    seen = []
+
+    def measured(job, options, echo):
+        seen.append(job.case.name)
+        return record(name, next(ratios))
+
+    monkeypatch.setattr(check, "measure", measured)
+    assert main(["bench", "--check", baseline, "--threads", "1", "--peers", "none"]) == code
+    assert seen == [name] * len(later)
+    assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
+    for folder, name in (("abacus", "cpu-2"), ("abacus", "cpu-3"), ("other", "cpu-9"), ("abacus", "gpu-8")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.jsonl").write_text("")
+    assert check.newest(tmp_path, "abacus", "cpu").name == "cpu-3.jsonl"
+    assert check.newest(tmp_path, "new", "cpu").name == "cpu-9.jsonl"
+    with pytest.raises(UsageError, match="no records"):
+        check.newest(tmp_path / "none", "abacus", "cpu")
+
+
+# The commands
+
+
+def test_committed_records_are_read(capsys):
+    runs = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*/cpu-*.jsonl"))
+    assert runs
+    for run in runs:
+        assert main(["bench", "--compare", str(run), str(run)]) == 0
+        assert ": 0 regressions" in capsys.readouterr().out
+
+
+def test_threads_and_types_default_to_this_machine():
+    args = commands.parse_bench([])
+    assert args.threads[0] == 1
+    assert (args.grid, args.dtypes, args.backend, args.budget) == ("cpu", ["float32"], "auto", 300.0)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="--device cuda: torch finds no GPU"):
+            commands.parse_bench(["--device", "cuda"])
+    assert report.seconds(1.5e-3) == "1.5 ms"
