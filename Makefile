@@ -9,7 +9,7 @@ sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -n
 emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test interpret emulator slow bench gpu-test gpu-bench lint format sanitize sanitize-emulator cuda wheel clean
+.PHONY: demo test interpret emulator slow bench bench-check gpu-test gpu-bench lint format sanitize sanitize-emulator cuda wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -32,8 +32,12 @@ emulator: .venv/.installed .venv/.emulator
 slow: .venv/.installed .venv/.emulator
 	$(BIN)/pytest -m slow $(ARGS)
 
+# The whole grid, kept under benchmarks/results; a quick run against what is kept there.
 bench: .venv/.installed
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/fastrnn bench --threads 1 2 --budget 0 --save $(ARGS)
+
+bench-check: .venv/.installed
+	$(BIN)/fastrnn bench --check $(ARGS)
 
 # On a machine with a GPU, in its own environment with torch and Triton: make gpu-test PYTHON=python3
 SANITIZER ?= $(shell command -v compute-sanitizer)
@@ -46,7 +50,7 @@ gpu-test:
 	  @echo 'no compute-sanitizer was found: races and bad addresses were not looked for')
 
 gpu-bench:
-	$(PYTHON) -m benchmarks.gpu --save $(ARGS)
+	$(PYTHON) -m benchmarks --device cuda --budget 540 --save $(ARGS)
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
