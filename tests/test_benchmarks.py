@@ -90,7 +90,7 @@ def stand_in(monkeypatch):
     def install(error=0.0, cases=(TINY[0], TINY[-1])):
         library = OtherLibrary(error)
         monkeypatch.setattr(run, "import_module", lambda name: library)
-        monkeypatch.setattr(run, "cases", lambda grid: tuple(cases))
+        monkeypatch.setattr(run, "cases", lambda grid, *sizes: tuple(cases))
         monkeypatch.setattr(roofline, "cpu", lambda dtype: roofline.Machine(1e12, lambda size: 1e12, 1e12))
         monkeypatch.setattr(page, "write_all", lambda *_: [])
         return library

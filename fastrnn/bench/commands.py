@@ -61,7 +61,7 @@ def bench_parser() -> Parser:
 
 def _what(parser: argparse.ArgumentParser) -> None:
     from fastrnn.bench.adapters import DTYPES
-    from fastrnn.bench.grids import GRIDS, MODES
+    from fastrnn.bench.grids import GRIDS, MODES, STEPS
     from fastrnn.bench.peers import PEERS
     from fastrnn.bench.shapes import CELLS
 
@@ -69,6 +69,9 @@ def _what(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     group.add_argument("--grid", choices=GRIDS, default=None, help="the device's own, cpu or gpu, by default")
     group.add_argument("--cases", nargs="+", default=[], metavar="PART", help="cases whose name contains one of these")
+    group.add_argument("--hidden", type=int, nargs="+", metavar="H", help="of the grid gpu, instead of its own")
+    group.add_argument("--batches", type=int, nargs="+", metavar="B", help="the same")
+    group.add_argument("--steps", type=int, default=STEPS, metavar="T", help="the same (%(default)s)")
     group.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     group.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     group.add_argument("--dtypes", nargs="+", choices=DTYPES, default=None, help="float32; on a GPU four of them")
@@ -129,11 +132,14 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     for name, value, least in (
         ("threads", min(args.threads), 1),
         ("rounds", args.rounds, 1),
+        ("steps", args.steps, 1),
+        ("hidden", min(args.hidden or [1]), 1),
+        ("batches", min(args.batches or [1]), 1),
         ("sample", args.sample, 0),
     ):
         if value < least:
             raise UsageError(f"--{name}: expected at least {least}, got {value:g}")
-    if not matching(args.cases, cases(args.grid)):
+    if not matching(args.cases, cases(args.grid, args.hidden, args.batches, args.steps)):
         raise UsageError(f"no case's name contains any of {' '.join(args.cases)}; fastrnn bench --list names them")
     args.peers = _peers(args.peers, args.device, peers)
     if args.budget is None:
@@ -168,7 +174,7 @@ def bench(argv: list[str], command: list[str] | None = None) -> int:
     if args.list:
         from fastrnn.bench.grids import cases
 
-        say("\n".join(case.name for case in cases(args.grid)))
+        say("\n".join(case.name for case in cases(args.grid, args.hidden, args.batches, args.steps)))
         return 0
     if args.compare:
         from fastrnn.bench import compare

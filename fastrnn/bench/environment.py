@@ -71,6 +71,7 @@ def gpu() -> dict[str, Any] | None:
         "multiprocessors": p.multi_processor_count,
         "capability": [p.major, p.minor],
         "memory": p.total_memory,
+        "clock": getattr(p, "clock_rate", 0) / 1000,  # MHz at most, where torch tells
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }

@@ -56,12 +56,16 @@ class Job(NamedTuple):
         return {**sizes, "form": c.form, "tokens": c.tokens}
 
 
-def gpu_cases(hidden: Sequence[int] = HIDDEN, batches: Sequence[int] = BATCHES, T: int = STEPS) -> Iterator[Case]:
-    """The grid of H x B in each form."""
+def gpu_cases(
+    hidden: Sequence[int] | None = None, batches: Sequence[int] | None = None, T: int = STEPS
+) -> Iterator[Case]:
+    """The grid of H x B in each form, and for each H one step of one sequence."""
     for form in FORMS:
-        for H in hidden:
-            for B in batches:
+        for H in hidden or HIDDEN:
+            for B in batches or BATCHES:
                 yield gpu_case(T, B, H, form)
+    for H in hidden or HIDDEN:
+        yield gpu_case(1, 1, H)
 
 
 def gpu_case(T: int, B: int, H: int, form: str = "") -> Case:
@@ -84,11 +88,13 @@ def haste_cases() -> Iterator[Case]:
                 yield Case(f"haste-T50-B{B}-I{width}-H{H}", 50, B, width, H, cells=("LSTM", "GRU"))
 
 
-def cases(grid: str) -> tuple[Case, ...]:
-    """The cases of the grid named so."""
+def cases(
+    grid: str, hidden: Sequence[int] | None = None, batches: Sequence[int] | None = None, steps: int = STEPS
+) -> tuple[Case, ...]:
+    """The cases of the grid named so; sizes other than its own for "gpu" only."""
     made: dict[str, Callable[[], Iterable[Case]]] = {
         "cpu": lambda: CASES,
-        "gpu": gpu_cases,
+        "gpu": lambda: gpu_cases(hidden, batches, steps),
         "flashrnn": flashrnn_cases,
         "haste": haste_cases,
     }

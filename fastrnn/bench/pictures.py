@@ -28,7 +28,7 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     found = in_order(measurements(records))
     made = []
-    for name, group in _grouped(found, ("device", "cell", "dtype", "mode", "threads")):
+    for name, group in _grouped(found, ("device", "cell", "dtype", "mode", "threads", "shape")):
         cells = {(sizes_of(r)["H"], sizes_of(r)["B"]) for r in group}
         if len(cells) > 1:
             made += _save(heat_map(group, f"torch.nn / fastrnn: {name}"), folder / f"speedup-{_slug(name)}")
@@ -42,7 +42,8 @@ def sizes_of(r: Record) -> dict[str, Any]:
     if "H" in r:
         return r
     case = _SIZES[r["case"]]
-    return {"T": case.T, "B": case.B, "H": case.H, "form": case.form, "layers": case.layers}
+    sizes = {"T": case.T, "B": case.B, "H": case.H, "layers": case.layers, "tokens": case.tokens}
+    return {**sizes, "form": case.form, "bidirectional": case.bidirectional}
 
 
 def _grouped(records: list[Record], fields: tuple[str, ...]) -> Iterable[tuple[str, list[Record]]]:
@@ -51,8 +52,16 @@ def _grouped(records: list[Record], fields: tuple[str, ...]) -> Iterable[tuple[s
         values = {"device": "cpu", "dtype": "float32", **r}
         n = values["threads"]
         values["threads"] = f"{n} thread{'s' * (n > 1)}" if n else ""
+        values["shape"] = _shape(sizes_of(r))
         groups.setdefault(" ".join(filter(None, (str(values[f]) for f in fields))), []).append(r)
     return groups.items()
+
+
+def _shape(sizes: dict[str, Any]) -> str:
+    """What H and B do not tell: "" for one layer in one direction over a dense batch."""
+    form = "" if sizes["form"] == "dense" else sizes["form"]
+    layers = f"{sizes['layers']} layers" if sizes["layers"] > 1 else ""
+    return " ".join(filter(None, (form, layers, "bidirectional" if sizes["bidirectional"] else "")))
 
 
 def _slug(name: str) -> str:
@@ -104,8 +113,8 @@ def bars(group: list[Record], title: str) -> Any:
     axes.tick_params(labelsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("microseconds a step (training: forward and backward steps counted); red: the roofline's bound")
-    axes.set_title(f"{title}   grey: torch.nn, blue: fastrnn", fontsize=9)
+    axes.set_xlabel("microseconds a step; in training, steps forward and backward are counted", fontsize=8)
+    axes.set_title(f"{title}\ngrey: torch.nn, blue: fastrnn, red: the roofline", fontsize=9)
     return figure
 
 

@@ -85,7 +85,7 @@ def latency_table(records: list[Record]) -> str:
 def peer_table(environment: Record) -> str:
     """The peers that are there, and why the others are not."""
     rows = environment.get("peers") or []
-    return "\n".join([f"{'peer':16}", *(f"{name:16}{text}" for name, text in rows)])
+    return "\n".join([f"{'peer':19}whether it can run here", *(f"{name:19}{text}" for name, text in rows)])
 
 
 def header(environment: Record) -> str:

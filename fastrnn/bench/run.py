@@ -28,7 +28,7 @@ KINDS = {"timing": "measurement", "latency": "latency", "memory": "memory"}
 
 def plan(args: argparse.Namespace) -> list[Job]:
     """What is to be measured, the most important first."""
-    chosen = matching(args.cases, cases(args.grid))
+    chosen = matching(args.cases, cases(args.grid, args.hidden, args.batches, args.steps))
     threads = args.threads if args.device == "cpu" else [0]
     return jobs(chosen, args.cells, args.modes, args.dtypes, args.device, threads, args.parts)
 
