@@ -211,7 +211,9 @@ def test_help_and_info(capsys):
     assert str(torch.__version__) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", [*(f"train {task}" for task in TASKS), "evaluate", "generate", "predict"])
+@pytest.mark.parametrize(
+    "line", [*(f"train {task}" for task in TASKS), "evaluate", "generate", "predict", "bench", "verify"]
+)
 def test_every_option_is_explained(line, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([*line.split(), "--help"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any, NoReturn
 
@@ -115,6 +114,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
 
     from fastrnn.backends import NAMES
     from fastrnn.bench import peers
+    from fastrnn.bench.environment import cores
     from fastrnn.bench.grids import GPU_DTYPES, cases
     from fastrnn.bench.shapes import matching
 
@@ -128,7 +128,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     args.backend = args.backend or ("triton" if gpu else "auto")
     if args.backend not in NAMES:
         raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
-    args.threads = args.threads or sorted({1, _cores()})
+    args.threads = args.threads or sorted({1, cores()})
     for name, value, least in (
         ("threads", min(args.threads), 1),
         ("rounds", args.rounds, 1),
@@ -157,10 +157,6 @@ def _peers(asked: list[str] | None, device: str, peers: Any) -> tuple[str, ...]:
         if name not in names:
             raise UsageError(f"--peers: there is no '{name}'{suggest(name, names)}; there are: {', '.join(names)}")
     return tuple(asked)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(line: str) -> None:

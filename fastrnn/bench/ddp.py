@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 import fastrnn
 from fastrnn.bench import parity, report
-from fastrnn.bench.environment import Store, results, slug
+from fastrnn.bench.environment import Store, cores, results, slug
 from fastrnn.bench.environment import describe as environment_of
 from fastrnn.bench.measure import compare_all
 from fastrnn.cli.parser import UsageError
@@ -124,7 +123,7 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
     store = Store(path if args.save else None)
     store.add(environment)
     echo(report.header(environment) + "\n")
-    threads = max(1, (os.cpu_count() or 1) // args.ddp)
+    threads = max(1, cores() // args.ddp)
     for world in (1, args.ddp):
         store.add(measure(world, threads))
         echo(line(store.records[-1], store.records[1]))

@@ -47,7 +47,7 @@ def describe(library: Any, command: Sequence[str] = ()) -> dict[str, Any]:
         "cpu": model,
         "flags": [f for f in _FLAGS if f in flags],
         "clock": _clock(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -59,6 +59,11 @@ def describe(library: Any, command: Sequence[str] = ()) -> dict[str, Any]:
         "gpu": gpu(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu() -> dict[str, Any] | None:

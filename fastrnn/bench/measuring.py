@@ -17,6 +17,7 @@ from fastrnn.bench import energy, memory, parity, peers, roofline
 from fastrnn.bench.adapters import DTYPES, Absent
 from fastrnn.bench.grids import Job
 from fastrnn.bench.measure import compare_all, gemm_rate, interleave, quantile
+from fastrnn.bench.shapes import GATES
 from fastrnn.bench.subjects import Subject, build, pair
 
 LARGE_BATCH = 16  # from here on the share of the matrix product's rate is reported
@@ -141,7 +142,9 @@ def bound(job: Job, options: Options, record: dict[str, Any]) -> dict[str, Any] 
         return None
     least = roofline.bound(job.case, job.cell, job.mode, job.dtype, machine)
     shares = {side: least.seconds / record[side]["p50"] for side in ("baseline", "subject")}
-    return {"seconds": least.seconds, "limit": least.limit, "parts": least.parts, "share": shares}
+    weights = GATES[job.cell] * job.case.H**2 * roofline.BYTES[job.dtype]
+    rates = {"flops": machine.flops, "read": machine.read(weights), "memory": machine.memory}
+    return {"seconds": least.seconds, "limit": least.limit, "parts": least.parts, "rates": rates, "share": shares}
 
 
 def _extras(job: Job, options: Options, sides: dict[str, Subject]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from fastrnn.bench.environment import read
 from fastrnn.bench.measure import geomean
 from fastrnn.bench.shapes import CASES, CELLS, MODES
-from fastrnn.bench.targets import NOISE, TARGETS, Verdict, judge, measurements
+from fastrnn.bench.targets import NOISE, TARGETS, Verdict, judge, measurements, single
 
 Record = dict[str, Any]
 NOISY = 1.5  # p80 / p20 of the ratio from which a line is marked
@@ -142,16 +142,19 @@ def memory_ratio(r: Record) -> float:
 def mean_table(records: list[Record]) -> str:
     """Geometric means of the ratio over the listed shapes, by cell and mode."""
     rows = [f"{'geometric means, listed shapes':32}" + "".join(f"{m:>12}" for m in (*MODES, "both"))]
-    for n in _threads(records):
-        some = [r for r in measurements(records, n) if r["case"] in _LISTED or r["case"] not in _NAMED]
+    groups = dict.fromkeys((r["threads"], r.get("dtype", "float32")) for r in in_order(measurements(records)))
+    for n, dtype in groups:
+        some = [r for r in measurements(records, n) if r.get("dtype", "float32") == dtype]
+        some = [r for r in some if r["case"] in _LISTED or r["case"] not in _NAMED]
         for cells in (*((c,) for c in CELLS), CELLS):
             name = cells[0] if len(cells) == 1 else "all cells"
+            name += f", {n} threads" * bool(n) + f", {dtype}" * (dtype != "float32")
             values = [
                 [r["ratio"]["p50"] for r in some if r["cell"] in cells and r["mode"] in modes]
                 for modes in (*((m,) for m in MODES), MODES)
             ]
             means = "".join(f"{geomean(v):>12.2f}" if v else f"{'-':>12}" for v in values)
-            rows.append(f"{name + f', {n} threads':32}{means}")
+            rows.append(f"{name:32}{means}")
     return "\n".join(rows)
 
 
@@ -226,8 +229,9 @@ def _threads(records: list[Record]) -> list[int]:
 
 def markdown(records: list[Record]) -> str:
     """The ratios as a Markdown table, one line per case: inference / training per cell, a column per thread count."""
-    times = {(r["case"], r["cell"], r["mode"], r["threads"]): r["ratio"]["p50"] for r in measurements(records)}
-    columns = [(cell, n) for cell in CELLS for n in _threads(measurements(records))]
+    shown = single(measurements(records))
+    times = {(r["case"], r["cell"], r["mode"], r["threads"]): r["ratio"]["p50"] for r in shown}
+    columns = [(cell, n) for cell in CELLS for n in _threads(shown)]
     lines = ["| case | " + " | ".join(f"{cell}, {n} thread{'s' * (n > 1)}" for cell, n in columns) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     for case in CASES:

@@ -117,7 +117,7 @@ class Verdict:
 
 def judge(target: Target, records: list[Record], threads: int) -> Verdict:
     """Hold the measurements made with `threads` against `target`."""
-    ratios = {(r["case"], r["cell"], r["mode"]): r["ratio"]["p50"] for r in measurements(records, threads)}
+    ratios = {(r["case"], r["cell"], r["mode"]): r["ratio"]["p50"] for r in single(measurements(records, threads))}
     group = target.group()
     found = [(ratios[key], key) for key in group if key in ratios]
     if not found:
@@ -127,6 +127,11 @@ def judge(target: Target, records: list[Record], threads: int) -> Verdict:
     value, key = min(found)
     where = " ".join(key) if len(group) > 1 else ""
     return Verdict(target, threads, len(found), len(group), value, where)
+
+
+def single(records: list[Record]) -> list[Record]:
+    """Those in fp32, which the targets and the README's table are about."""
+    return [r for r in records if r.get("dtype", "float32") == "float32"]
 
 
 def measurements(records: list[Record], threads: int | None = None) -> list[Record]:
