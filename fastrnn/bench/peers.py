@@ -32,7 +32,7 @@ class Peer(NamedTuple):
     make: Callable[[Job, dict[str, Subject]], Subject]
     package: str = ""  # to import, if it is somebody else's
     cuda_only: bool = False
-    slow: bool = False  # seconds of compiling for each case: only where it is asked for
+    slow: bool = False  # takes long in each case: only where it is asked for
 
     def why_absent(self, device: str) -> str | None:
         """Why it can run nothing here, or None."""
@@ -64,7 +64,7 @@ def _version(package: str) -> str:
 
 
 def default(device: str) -> tuple[str, ...]:
-    """Those that are there and need no compiling of each case."""
+    """Those that are there and do not take long."""
     return tuple(p.name for p in PEERS if not p.slow and p.why_absent(device) is None)
 
 
