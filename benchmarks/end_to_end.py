@@ -25,8 +25,8 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 import fastrnn
-from benchmarks.environment import ROOT, Store, describe, slug
-from benchmarks.measure import summary
+from fastrnn.bench.environment import Store, describe, results, slug
+from fastrnn.bench.measure import summary
 from fastrnn.cli.parser import PRESETS
 from fastrnn.text.task import Task
 from fastrnn.text.tasks import find_task
@@ -139,8 +139,10 @@ def main(args: list[str] | None = None) -> int:
     given = parser.parse_args(args)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    environment = describe(fastrnn, "benchmarks.end_to_end")
-    path = ROOT / "results" / slug(environment) / "end-to-end.jsonl" if given.save else None
+    environment = describe(
+        fastrnn, ["python", "-m", "benchmarks.end_to_end", *(sys.argv[1:] if args is None else args)]
+    )
+    path = results() / slug(environment) / "end-to-end.jsonl" if given.save else None
     store = Store(path)
     store.add(environment)
     print(HEAD)
