@@ -3,9 +3,11 @@
 python examples/lstm_classifier.py                       # docstrings of Python's library, by package
 python examples/lstm_classifier.py aclImdb.tar.gz        # IMDB
 python examples/lstm_classifier.py aclImdb.tar.gz torch  # the same with torch.nn.LSTM
+
+Needs the extra [train], for reading the data alone.
 """
 
-import sys
+import argparse
 import time
 
 import torch
@@ -83,7 +85,19 @@ def load(path, max_length=400):
     return data, len(vocabulary), len(names)
 
 
-if __name__ == "__main__":
-    data, vocab_size, classes = load(sys.argv[1] if len(sys.argv) > 1 else None)
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", help="folder or archive of SPLIT/LABEL/*.txt, or a table")
+    parser.add_argument("library", nargs="?", choices=["fastrnn", "torch"], default="fastrnn")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=400, help="words of a text that are read")
+    args = parser.parse_args(argv)
+    data, vocab_size, classes = load(args.data, args.max_length)
     torch.manual_seed(1)
-    train(LSTMClassifier(vocab_size, classes, nn if sys.argv[2:] == ["torch"] else fastrnn), data)
+    model = LSTMClassifier(vocab_size, classes, nn if args.library == "torch" else fastrnn)
+    return {"accuracy": train(model, data, args.epochs, args.batch_size)[-1], "classes": classes}
+
+
+if __name__ == "__main__":
+    main()
