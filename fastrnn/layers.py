@@ -56,13 +56,17 @@ def run(
     backend: str,
     save: str = GATES,
     return_states: bool = False,
+    params: Sequence[States] = (),
 ) -> tuple[Any, States, States]:
-    """What the modules and the functions above share; returns the output, the final states and all states if asked."""
+    """What the modules and the functions above share; returns the output, the final states and all states if asked.
+
+    `params` are the cell's per-unit parameters, for each of `weights` as many as the cell has; () for cells without.
+    """
     problem = prepare(cell, input, hx, weights, reverse, batch_first, lengths, resets, return_states)
     query, packed = problem.query, problem.packed
     if query.T and query.B:
         engine = choose(query, backend).backend
-        y, finals, trail = solve(engine, cell, problem, reverse, dropout, save)
+        y, finals, trail = solve(engine, cell, problem, reverse, dropout, save, params)
     else:  # nothing to run, so any backend will do
         check_name(backend)
         y, finals, trail = empty(cell, problem, len(reverse))
@@ -180,11 +184,17 @@ def _resets(
 
 
 def solve(
-    engine: Backend, cell: Cell, problem: Problem, reverse: tuple[bool, ...], dropout: float, save: str = GATES
+    engine: Backend,
+    cell: Cell,
+    problem: Problem,
+    reverse: tuple[bool, ...],
+    dropout: float,
+    save: str = GATES,
+    params: Sequence[States] = (),
 ) -> tuple[Tensor, States, States]:
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
     x, states, weights, query, packed, lengths, resets, trail = problem
-    how = _How(engine, cell, reverse, dropout, save, trail)
+    how = _How(engine, cell, reverse, dropout, save, trail, tuple(params))
     if not query.ragged:
         return _layers(how, x, states, weights, None, None, resets)
     if packed is not None:
@@ -206,6 +216,7 @@ class _How(NamedTuple):
     dropout: float
     save: str
     trail: bool
+    params: tuple[States, ...]
 
 
 def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
@@ -255,10 +266,10 @@ def _layers(
     batch_sizes: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, States, States]:
-    engine, cell, reverse, dropout, save, trail = how
+    engine, cell, reverse, dropout, save, trail, params = how
     streams = len(reverse)
     if len(weights) == streams and not trail:
-        call = Call(cell, x, states, tuple(weights), reverse, lengths, batch_sizes, resets)
+        call = Call(cell, x, states, tuple(weights), reverse, lengths, batch_sizes, resets, params)
         y, finals, _ = recurrence(engine, call, save)
         return y, finals, ()
     collected: list[States] = []
@@ -267,7 +278,8 @@ def _layers(
         if k and dropout:
             x = drop(x, dropout, True)
         own = tuple([a[k : k + streams] for a in states])
-        call = Call(cell, x, own, tuple(weights[k : k + streams]), reverse, lengths, batch_sizes, resets)
+        of_layer = tuple(weights[k : k + streams]), reverse, lengths, batch_sizes, resets, params[k : k + streams]
+        call = Call(cell, x, own, *of_layer)
         x, finals, rest = recurrence(engine, call, save, trail)
         collected.append(finals)
         if trail:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastrnn import quick
 from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
-from fastrnn.cells import CELLS
+from fastrnn.backends.cpu import CODES
+from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
 from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_save, check_sizes
@@ -86,6 +87,13 @@ class Recurrent(nn.RNNBase):
         ours = "" if self.backend == "auto" else f", backend={self.backend!r}"
         return super().extra_repr() + ours + ("" if self.save == "gates" else f", save={self.save!r}")
 
+    def _cell(self) -> Cell:
+        return CELLS[self.mode.lower()]
+
+    def _params(self) -> Sequence[tuple[Tensor, ...]]:
+        """The cell's per-unit parameters, (H,) each, for each of `_weights`; none of torch.nn's cells has any."""
+        return ()
+
     def _weights(self) -> list[Weights]:
         own, out = self._parameters, []
         for names in self._all_weights:
@@ -110,8 +118,8 @@ class Recurrent(nn.RNNBase):
     def _run(
         self, input: Any, hx: Any, lengths: Any, resets: Any, return_states: bool
     ) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        cell = CELLS[self.mode.lower()]
-        if self.num_layers == 1 and lengths is None and resets is None and not return_states:
+        cell = self._cell()
+        if cell.name in CODES and self.num_layers == 1 and lengths is None and resets is None and not return_states:
             states = (hx,) if cell.states == 1 and hx is not None else hx
             outs = quick.forward(self, cell, input, states, batch_first=self.batch_first)
             if outs is not None:
@@ -129,12 +137,12 @@ class Recurrent(nn.RNNBase):
             self.backend,
             self.save,
             return_states,
+            self._params(),
         )
 
     def _prepare(self, input: Any, hx: Any, lengths: Any, resets: Any) -> Problem:
         reverse = BOTH if self.bidirectional else FORWARD
-        cell = CELLS[self.mode.lower()]
-        return prepare(cell, input, hx, self._weights(), reverse, self.batch_first, lengths, resets)
+        return prepare(self._cell(), input, hx, self._weights(), reverse, self.batch_first, lengths, resets)
 
 
 def _refuse_proj_size(name: str, proj_size: int | None) -> None:

@@ -48,6 +48,8 @@ _LIBRARY.define(
 
 def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
     """`call` through the dispatcher."""
+    if call.params:
+        raise NotImplementedError(f"{call.cell.name}: cells with per-unit parameters cannot be compiled or exported")
     single = call.single_step
     if single:
         call = call.as_sequence()

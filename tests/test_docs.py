@@ -7,16 +7,18 @@ import re
 from pathlib import Path
 
 import pytest
+from docs_support import python_blocks, unchanged
 
 from fastrnn.bench.environment import read
 from fastrnn.bench.measure import geomean
 from fastrnn.bench.report import markdown
 from fastrnn.bench.shapes import CASES, MODES
 from fastrnn.bench.targets import measurements
+from fastrnn.cells import CELLS
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "pytorch.md"
-NAMED = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", TABLE.read_text()) if TABLE.exists() else []
+NAMED = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", TABLE.read_text())
 
 
 def test_the_table_names_tests():
@@ -30,8 +32,10 @@ def test_the_table_names_tests():
 @pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write there
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
-        exec(compile(block, document, "exec"), {})
+    scope = {"__name__": document}
+    with unchanged(CELLS):
+        for block in python_blocks(ROOT / document):  # in order, each after those before it
+            exec(compile(block, document, "exec"), scope)
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)

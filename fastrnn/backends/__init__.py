@@ -20,6 +20,7 @@ from fastrnn.backends.cuda import Cuda
 from fastrnn.backends.native import NATIVE
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.backends.triton import Triton
+from fastrnn.cells import CELLS
 from fastrnn.ordinary import constant_when_compiled
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Cpu(), Cuda(), Triton(), NATIVE, REFERENCE)}
@@ -105,7 +106,7 @@ def _choose(query: Query, name: str, settings: Any) -> Choice:
     # Remembered, because one call of a small module takes no longer than this walk. `clear_choices` forgets.
     # `settings` is part of the key alone.
     if name != "auto":
-        why_not = BACKENDS[check_name(name)].unsupported(query)
+        why_not = unsupported(BACKENDS[check_name(name)], query)
         if why_not is not None:
             raise RuntimeError(f"backend {name!r} cannot run this call: {why_not}")
         return Choice(BACKENDS[name], f"asked for by name: {BACKENDS[name].how(query)}")
@@ -116,11 +117,18 @@ def _choose(query: Query, name: str, settings: Any) -> Choice:
             return Choice(BACKENDS["native"], "native: measured to be faster at training single steps of this size")
     skipped: list[str] = []
     for candidate in BACKENDS.values():
-        why_not = candidate.unsupported(query) or candidate.passed_over(query)
+        why_not = unsupported(candidate, query) or candidate.passed_over(query)
         if why_not is None:
             return Choice(candidate, "; ".join([*skipped, f"{candidate.name}: {candidate.how(query)}"]))
         skipped.append(f"{candidate.name}: {why_not}")
     raise AssertionError("unreachable: the reference runs everything")
+
+
+def unsupported(candidate: Backend, query: Query) -> str | None:
+    """Why `candidate` cannot run `query`, or None if it can."""
+    if CELLS[query.cell].params and candidate is not REFERENCE:
+        return "it has no per-unit parameters, such as peepholes; the reference does"
+    return candidate.unsupported(query)
 
 
 def clear_choices() -> None:

@@ -60,6 +60,7 @@ class Call(NamedTuple):
     lengths: Tensor | None = None  # (B,) integers on x's device
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, not increasing, the first of them B
     resets: Tensor | None = None  # bool (T, B), or (N,) with batch_sizes; false beyond a row's length
+    params: tuple[tuple[Tensor, ...], ...] = ()  # per stream the cell's per-unit parameters, (H,) each; () without
 
     @property
     def single_step(self) -> bool:

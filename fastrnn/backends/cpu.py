@@ -46,6 +46,8 @@ class Cpu(Backend):
             return why_not
         if query.device != "cpu":
             return f"the engine runs on CPU tensors, these are on {query.device}"
+        if query.cell not in CODES:
+            return f"the engine has no {query.cell}: csrc/cells does not"
         if not (query.I and query.H):
             return "the engine needs at least one feature and one unit"
         if query.dtype not in _DTYPES:
@@ -164,7 +166,7 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
 
     The tensors that come third keep the memory behind copies, made of what is not contiguous.
     """
-    cell, x, states, weights, reverse, _, sizes, resets = call
+    cell, x, states, weights, reverse, _, sizes, resets, _ = call
     keep: list[Tensor] = []
     pointers = []
     for a in (sizes, resets, x, *(states or _ZEROS)):

@@ -19,6 +19,8 @@ class Native(Backend):
     takes_single_steps = True
 
     def unsupported(self, query: Query) -> str | None:
+        if query.cell not in _STEPS:
+            return f"torch.nn has no {query.cell}"
         if query.resets:
             return "torch.nn has no mid-sequence resets"
         if not (query.T and query.B):
@@ -47,7 +49,7 @@ class Native(Backend):
 
 
 NATIVE = Native()
-_STEPS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
+_STEPS = {name: getattr(_VF, f"{name}_cell") for name in CELLS if hasattr(_VF, f"{name}_cell")}
 
 
 def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -47,7 +47,10 @@ def widen(call: Call) -> Call:
         return tuple(None if a is None else a.float() for a in tensors)
 
     return call._replace(
-        x=call.x.float(), states=wide(call.states), weights=tuple(Weights(*wide(w)) for w in call.weights)
+        x=call.x.float(),
+        states=wide(call.states),
+        weights=tuple(Weights(*wide(w)) for w in call.weights),
+        params=tuple(map(wide, call.params)),
     )
 
 
@@ -58,7 +61,7 @@ def narrow(result: Result, dtype: torch.dtype) -> Result:
 
 def _stream(call: Call, s: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """y, the final states and the last state at every step, (T, B, H)."""
-    cell, w = call.cell, call.weights[s]
+    cell, w, p = call.cell, call.weights[s], call.params[s] if call.params else ()
     steps = call.x.shape[0]
     xg = linear(call.x, w.w_ih, w.b_ih)  # (T, B, G*H)
     state = tuple(a[s] for a in call.states)
@@ -72,7 +75,7 @@ def _stream(call: Call, s: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
             state = tuple(torch.where(cut, 0.0, a) for a in state)
         r = linear(state[0], w.w_hh, w.b_hh)
         new, _ = cell.step(
-            xg[t].chunk(cell.gates, -1), r.chunk(cell.gates, -1), state, (), torch.sigmoid, torch.tanh, torch.where
+            xg[t].chunk(cell.gates, -1), r.chunk(cell.gates, -1), state, p, torch.sigmoid, torch.tanh, torch.where
         )
         if w.w_hr is not None:
             new = (linear(new[0], w.w_hr), *new[1:])

@@ -1,0 +1,129 @@
+"""The cell of docs/adding-a-cell.md as it stands there: its derivative, its module against a loop, who runs it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from docs_support import python_blocks, unchanged
+from support import B, H, I, T, assert_equal
+from test_cells import FUNCTIONS, random_arguments
+
+import fastrnn
+from fastrnn.backends import BACKENDS
+from fastrnn.cells import CELLS
+
+PAGE = Path(__file__).parent.parent / "docs" / "adding-a-cell.md"
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """The names that the page's code makes, and its cell in the registry."""
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where torch.compile looks for a function's globals
+    scope = vars(module)
+    with unchanged(CELLS):
+        for block in python_blocks(PAGE):
+            exec(compile(block, str(PAGE), "exec"), scope)
+        yield scope
+
+
+def peephole(page, *args, **kwargs):
+    """A module of fp64 whose peepholes are not zero."""
+    module = page["PeepholeLSTM"](*args, dtype=torch.float64, **kwargs)
+    with torch.no_grad():
+        for p in module.peepholes:
+            p.normal_()
+    return module
+
+
+def loop(x, w_ih, w_hh, b, p, keep, live):
+    """One direction in plain PyTorch: h (T, B, H) and the last h and c. keep, live (T, B) are of zeros and ones."""
+    h, c, out = x.new_zeros(x.shape[1], H), x.new_zeros(x.shape[1], H), []
+    for t in range(len(x)):
+        h0, c0 = h * keep[t, :, None], c * keep[t, :, None]
+        i, f, g, o = (x[t] @ w_ih.T + h0 @ w_hh.T + b).chunk(4, 1)
+        c1 = torch.sigmoid(f + p[1] * c0) * c0 + torch.sigmoid(i + p[0] * c0) * torch.tanh(g)
+        h1 = torch.sigmoid(o + p[2] * c1) * torch.tanh(c1)
+        m = live[t, :, None]
+        h, c = m * h1 + (1 - m) * h, m * c1 + (1 - m) * c
+        out.append(m * h1)
+    return torch.stack(out), h, c
+
+
+def test_its_derivative_is_autograds(page):
+    cell = page["LSTM_PEEPHOLE"]
+    x, r, s, p = random_arguments(cell)
+    s1, tape = cell.step(x, r, s, p, *FUNCTIONS)
+    assert (len(s1), len(tape)) == (cell.states, cell.tape)
+    ds1 = tuple(torch.randn_like(a) for a in s1)
+    want = torch.autograd.grad(s1, (*x, *r, *s, *p), ds1, allow_unused=True)
+    got = [g for group in cell.step_backward(tape, s, s1, p, ds1, *FUNCTIONS) for g in group]
+    names = [f"d{kind}[{k}]" for kind, values in zip("xrsp", (x, r, s, p), strict=True) for k in range(len(values))]
+    for name, g, w in zip(names, got, want, strict=True):
+        assert_equal(name, g, torch.zeros_like(g) if w is None else w)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_module_against_a_plain_loop(page, ragged):
+    module, x = peephole(page, I, H), torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    lengths, resets = (torch.tensor([T, 2, 0, 5, 1]), torch.rand(T, B) < 0.3) if ragged else (None, None)
+    keep = torch.ones(T, B, dtype=x.dtype) if resets is None else 1 - resets.to(x.dtype)
+    live = torch.ones_like(keep) if lengths is None else (torch.arange(T)[:, None] < lengths).to(x.dtype)
+    w_ih, w_hh, b_ih, b_hh = module.all_weights[0]
+    want = loop(x, w_ih, w_hh, b_ih + b_hh, module.peepholes[0], torch.where(live > 0, keep, 1.0), live)
+    y, (h, c) = module(x, lengths=lengths, resets=resets)
+    parameters = dict(module.named_parameters())
+    d = [torch.randn_like(a) for a in want]
+    got = torch.autograd.grad((y, h[0], c[0]), (x, *parameters.values()), d)
+    wanted = torch.autograd.grad(want, (x, *parameters.values()), d)
+    for name, a, b in zip(("y", "h", "c"), (y, h[0], c[0]), want, strict=True):
+        assert_equal(name, a, b)
+    for name, a, b in zip(("x", *parameters), got, wanted, strict=True):
+        assert_equal(f"gradient of {name}", a, b)
+
+
+def test_the_reverse_direction_and_the_second_layer_have_their_own(page):
+    module, x = peephole(page, I, H, num_layers=2, bidirectional=True), torch.randn(T, B, I, dtype=torch.float64)
+    ones = torch.ones(T, B, dtype=x.dtype)
+    for layer in range(2):
+        halves = []
+        for direction in range(2):
+            k = 2 * layer + direction
+            w_ih, w_hh, b_ih, b_hh = module.all_weights[k]
+            own = x.flip(0) if direction else x
+            out = loop(own, w_ih, w_hh, b_ih + b_hh, module.peepholes[k], ones, ones)[0]
+            halves.append(out.flip(0) if direction else out)
+        x = torch.cat(halves, -1)
+    torch.manual_seed(0)
+    assert_equal("y", module(torch.randn(0, B, I, dtype=x.dtype))[0], x[:0])  # nothing to run
+    first = torch.randn(T, B, I, dtype=x.dtype)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(first, [T] * B)
+    assert_equal("packed", module(packed)[0].data.view(T, B, -1), module(first)[0])
+
+
+def test_with_peepholes_at_zero_it_is_an_lstm(page):
+    module, plain = page["PeepholeLSTM"](I, H, 2), fastrnn.LSTM(I, H, 2)
+    left = module.load_state_dict(plain.state_dict(), strict=False)
+    assert left.missing_keys == ["peepholes.0", "peepholes.1"]
+    assert not left.unexpected_keys
+    x = torch.randn(T, B, I)
+    with fastrnn.backend("reference"):
+        assert torch.equal(module(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize("name", [n for n in BACKENDS if n != "reference"])
+def test_other_backends_refuse_it_with_the_reason(page, name):
+    module = page["PeepholeLSTM"](I, H, backend=name)
+    with pytest.raises(RuntimeError, match=f"'{name}' cannot run this call: it has no per-unit parameters"):
+        module(torch.randn(T, B, I))
+    assert fastrnn.explain(page["PeepholeLSTM"](I, H), torch.randn(T, B, I)).backend is BACKENDS["reference"]
+
+
+def test_it_does_not_compile_without_its_peepholes(page):
+    compiled = torch.compile(page["PeepholeLSTM"](I, H), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="per-unit parameters cannot be compiled"):
+        compiled(torch.randn(T, B, I))
