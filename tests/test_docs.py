@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from docs_support import python_blocks, unchanged
 
+from benchmarks.picture import heat_map
 from fastrnn.bench.environment import read
 from fastrnn.bench.measure import geomean
 from fastrnn.bench.report import markdown
@@ -29,7 +32,9 @@ def test_the_table_names_tests():
     assert not without
 
 
-@pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write there
     scope = {"__name__": document}
@@ -55,3 +60,45 @@ def test_the_table_of_times_is_that_of_its_records():
     shown = [r for r in measurements(records) if r["case"] in listed and r["mode"] in MODES]
     means = [geomean([r["ratio"]["p50"] for r in shown if r["threads"] == n]) for n in (1, 2)]
     assert "{:.2f} on one thread, {:.2f} on two".format(*means) in text
+    assert (ROOT / "docs/img/speed.svg").read_text() == heat_map(records, 2)
+
+
+def test_the_pictures_are_what_their_script_draws(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/img")
+    script = importlib.import_module("draw")
+    for name, draw in script.PICTURES.items():
+        assert (ROOT / f"docs/img/{name}.svg").read_text() == draw(), f"run python docs/img/draw.py: {name}"
+
+
+def test_the_version_stands_in_one_place():
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    others = [ROOT / name for name in ("setup.py", "CMakeLists.txt", "CITATION.cff", "mkdocs.yml", "README.md")]
+    for path in [*others, *(ROOT / "fastrnn").rglob("*.py")]:
+        assert not re.search(rf"(?<![\d.]){re.escape(version)}(?![\d.])", path.read_text()), path
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """(level of the heading, what stands under it), code blocks taken out."""
+    parts = re.split(r"^(#+) .*$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("what", ["headings", "code", "tables", "links", "figures"])
+def test_the_chinese_readme_is_in_step(what):
+    """The same headings, blocks of code, rows of tables, links, code words and figures, section by section."""
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
+    if what == "code":
+        assert re.findall(r"```.*?```", english, re.DOTALL) == re.findall(r"```.*?```", chinese, re.DOTALL)
+        return
+    ours, theirs = sections(english), sections(chinese)
+    if what == "headings":
+        assert [level for level, _ in ours] == [level for level, _ in theirs]
+        return
+    pattern = {
+        "tables": r"^\|.*\d\.\d\d.*$|^(\|)",
+        "links": r"\]\((?!README)([^)]+)\)|`([^`]+)`",
+        "figures": r"(?<![\w.])\d+(?:\.\d+)?",
+    }[what]
+    for (_, a), (_, b) in zip(ours, theirs, strict=True):
+        want, got = (Counter(m.group() for m in re.finditer(pattern, part, re.MULTILINE)) for part in (a, b))
+        assert want == got, f"only in README.md: {want - got}; only in README.zh.md: {got - want}; under {a[:60]!r}"
