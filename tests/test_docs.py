@@ -21,6 +21,9 @@ from fastrnn.cells import CELLS
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "pytorch.md"
+DOCUMENTS = [
+    p.relative_to(ROOT).as_posix() for p in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+]
 NAMED = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", TABLE.read_text())
 
 
@@ -97,7 +100,7 @@ def test_the_chinese_readme_is_in_step(what):
     pattern = {
         "tables": r"^\|.*\d\.\d\d.*$|^(\|)",
         "links": r"\]\((?!README)([^)]+)\)|`([^`]+)`",
-        "figures": r"(?<![\w.])\d+(?:\.\d+)?",
+        "figures": r"(?<![A-Za-z0-9_.])\d+(?:\.\d+)?",
     }[what]
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
         want, got = (Counter(m.group() for m in re.finditer(pattern, part, re.MULTILINE)) for part in (a, b))

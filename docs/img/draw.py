@@ -181,7 +181,7 @@ def badges() -> str:
         ("torch", r'^dependencies = \["torch([^"]+)"'),
         ("license", r'^license = "(.+)"'),
     )
-    p, x = Picture(540, 24), 0
+    p, x = Picture(570, 24), 0
     for name, pattern in facts:
         (value,) = re.findall(pattern, project, re.M)
         left, right = 8 * len(name) + 14, 8 * len(value) + 14
