@@ -81,9 +81,9 @@ sanitize-emulator: .venv/.installed
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  $(BIN)/pytest -p no:cacheprovider -m "not slow" -k "not (every_kernel and fp32)" $(wildcard tests/test_emulator*.py) $(ARGS)
 
-# The site, in build/site; what would be a warning is an error.
+# The site, in build/site; a warning is an error (not with --quiet, which hides warnings from --strict, too).
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 # sdist and wheel in dist/, checked by auditwheel and tested in a new environment.
 wheel: .venv/.lint

@@ -66,6 +66,14 @@ def test_the_table_of_times_is_that_of_its_records():
     assert (ROOT / "docs/img/speed.svg").read_text() == heat_map(records, 2)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_lists_are_lists_on_the_site_too(document):
+    """Markdown for the site wants an empty line before a list or a table, and four blanks before a list in a list."""
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
+    assert not re.findall(r"^ {1,3}- .*", text, re.MULTILINE)
+    assert not re.findall(r"^(?![-| #]|\d+\. ).+\n(?:- |\|).*", text, re.MULTILINE)
+
+
 def test_the_pictures_are_what_their_script_draws(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs/img")
     script = importlib.import_module("draw")
