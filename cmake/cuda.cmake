@@ -32,7 +32,7 @@ foreach(arch ${FASTRNN_CUDA_ARCHS})
   list(APPEND generate "SHELL:-gencode arch=compute_${arch},code=sm_${arch}")
 endforeach()
 target_compile_options(
-  _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${generate} --fatbin-options=--compress-all -Xptxas=-v>
+  _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${generate} --fatbin-options=--compress-all>
                 $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)
 target_link_options(_cuda PRIVATE -Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/cuda_exports.map
                     -Wl,--exclude-libs,ALL -Wl,-s)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastrnn.backends import Choice, choose
 from fastrnn.cells_modules import RecurrentCell
 from fastrnn.modules import Recurrent
+from fastrnn.wavefront import decide
 
 
 def explain(
@@ -26,6 +27,9 @@ def explain(
         raise TypeError(f"module: expected a fastrnn module, got {type(module).__name__}; see fastrnn.replace")
     query = module._prepare(input, hx, lengths, resets).query
     choice = choose(query, module.backend)
+    if isinstance(module, Recurrent) and module.num_layers > 1:
+        how = decide(choice.backend, query, module.num_layers).reason
+        choice = choice._replace(reason=f"{choice.reason}; {how}")
     print(
         f"{type(module).__name__} T={query.T} B={query.B} I={query.I} H={query.H} {query.dtype} {query.device}"
         f"{' with gradients' if query.grad else ''}: {choice.backend.name} ({choice.reason})"

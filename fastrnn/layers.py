@@ -16,6 +16,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import validation as check
+from fastrnn import wavefront
 from fastrnn.autocast import autocast, autocasts
 from fastrnn.backends import check_name, choose
 from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
@@ -194,7 +195,10 @@ def solve(
 ) -> tuple[Tensor, States, States]:
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
     x, states, weights, query, packed, lengths, resets, trail = problem
-    how = _How(engine, cell, reverse, dropout, save, trail, tuple(params))
+    steps = 0
+    if len(weights) > len(reverse) and not is_compiling():
+        steps = wavefront.decide(engine, query, len(weights) // len(reverse), trail).steps
+    how = _How(engine, cell, reverse, dropout, save, trail, tuple(params), steps)
     if not query.ragged:
         return _layers(how, x, states, weights, None, None, resets)
     if packed is not None:
@@ -217,6 +221,7 @@ class _How(NamedTuple):
     save: str
     trail: bool
     params: tuple[States, ...]
+    steps: int  # of a chunk, where the layers run side by side
 
 
 def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
@@ -266,8 +271,12 @@ def _layers(
     batch_sizes: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, States, States]:
-    engine, cell, reverse, dropout, save, trail, params = how
+    engine, cell, reverse, dropout, save, trail, params, steps = how
     streams = len(reverse)
+    if steps and batch_sizes is None and not params:
+        done = wavefront.run(engine, cell, save, steps, dropout, x, states, weights, lengths, resets)
+        if done is not None:
+            return *done, ()
     if len(weights) == streams and not trail:
         call = Call(cell, x, states, tuple(weights), reverse, lengths, batch_sizes, resets, params)
         y, finals, _ = recurrence(engine, call, save)

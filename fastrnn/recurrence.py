@@ -106,7 +106,7 @@ class _Recurrence(torch.autograd.Function):
             outs, saved = made[0], Saved(*made[1])
             y, finals = outs[0], outs if call.single_step else outs[1:]
         ctx.meta, ctx.inputs = meta, len(tensors)
-        ctx.hooked, ctx.quick = _hooks() is not None, made is not None and len(meta.reverse) == 1
+        ctx.hooked, ctx.quick = hooked(), made is not None and len(meta.reverse) == 1
         kept: Tensor | None = y
         if meta.cell.states == 1:
             kept = _keep_editable(ctx, y)
@@ -128,7 +128,7 @@ class _Recurrence(torch.autograd.Function):
         needed = ctx.needs_input_grad[2 + _MASKS :]
         again = torch.is_grad_enabled()  # create_graph=True
         # Whoever hooks into saved tensors may keep the tape, which must then not be overwritten.
-        keeps = _keeps_graph()
+        keeps = keeps_graph()
         last = not (ctx.hooked or keeps)
         y: Any = None if again else _kept(ctx, tensors)
         if not keeps:
@@ -206,12 +206,13 @@ def _step_backward(
     return [None if g is None else g.squeeze(0) for g in grads[:own]] + grads[own:]
 
 
-def _hooks() -> Any:
+def hooked() -> bool:
+    """Does somebody hook into saved tensors?"""
     ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if ask is None else ask(True)
+    return ask is not None and ask(True) is not None
 
 
-def _keeps_graph() -> bool:
+def keeps_graph() -> bool:
     """Will this graph be walked again? Assumed where torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return ask is None or bool(ask())

@@ -236,7 +236,8 @@ struct CarriedBack {
   FASTRNN_DEVICE void store(const F& f, int n) const {
 #pragma unroll
     for (int i = 0; i < F::kElements; ++i) {
-      const int x = threadIdx.x + i * blockDim.x, b = x % F::kRows, u = x / F::kRows;
+      // Opaque: or the offsets of the initial states, which are the same, would hold registers all along.
+      const int x = ptx::opaque(threadIdx.x) + i * blockDim.x, b = x % F::kRows, u = x / F::kRows;
       if (u >= f.units || f.unit0 + u >= f.H || f.row0 + b >= f.p.n.B) continue;
       const size_t to = f.state_offset(b, f.unit0 + u);
       if (f.p.dh0)

@@ -9,10 +9,18 @@
 
 namespace fastrnn {
 
+template <class Cell, class Number, int kVariant>
+constexpr BackwardKernel backward_entry() {
+  constexpr Variant v = backward_variant(kVariant);
+  if constexpr (backward_exists(kVariant, Cell::kGates, sizeof(typename Number::Storage)))
+    return backward<Cell, Number, v.row_tiles, v.tiles, v.batch, v.cluster>;
+  else
+    return nullptr;
+}
+
 template <class Cell, class Number, int... I>
 BackwardKernel pick_backward(int variant, std::integer_sequence<int, I...>) {
-  static const BackwardKernel all[] = {backward<Cell, Number, backward_variant(I).row_tiles, backward_variant(I).tiles,
-                                                backward_variant(I).batch, backward_variant(I).cluster>...};
+  static const BackwardKernel all[] = {backward_entry<Cell, Number, I>()...};
   return all[variant];
 }
 

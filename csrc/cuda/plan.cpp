@@ -97,6 +97,10 @@ std::string too_large(const Request& r, const Limits& device, const Facts& cell,
 
 }  // namespace
 
+bool exists(const Request& r, int variant) {
+  return !r.backward || backward_exists(variant, kCells[r.cell].gates, size_of(r.number));
+}
+
 Plan plan(const Request& r, const Limits& device) {
   Plan best;
   best.error = check(r);
@@ -108,7 +112,7 @@ Plan plan(const Request& r, const Limits& device) {
   const Facts& cell = kCells[r.cell];
   int least = 0;  // shared memory, of all candidates
   for (int v = 0; v < (r.backward ? kBackwardVariants : kForwardVariants); ++v) {
-    if (r.variant >= 0 && v != r.variant) continue;
+    if ((r.variant >= 0 && v != r.variant) || !exists(r, v)) continue;
     const bool cluster = variant_of(r, cell, v).cluster;
     for (int blocks = cluster ? 2 : 1; blocks <= (cluster ? device.cluster : 1); ++blocks) {
       if (r.blocks && blocks != r.blocks) continue;

@@ -51,7 +51,14 @@ constexpr Variant backward_variant(int i) {
   return Variant{1, tiles[i / 2], row_tiles[i / 2], 1 + i % 2, i >= 2};
 }
 
+// Not compiled: what the plan would never choose. A row tile of 1 in a cluster leaves a warp too few products, unless
+// its weights are wide; a test asks for each of the others.
+constexpr bool backward_exists(int i, int gates, int size) {
+  return !(backward_variant(i).cluster && backward_variant(i).row_tiles == 1) || gates * size >= 12;
+}
+
 Plan plan(const Request& request, const Limits& limits);
+bool exists(const Request& request, int variant);
 std::string describe(const Plan& plan);
 
 }  // namespace fastrnn

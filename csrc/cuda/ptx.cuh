@@ -61,6 +61,11 @@ FASTRNN_DEVICE float round_tf32(float f) {
   return __uint_as_float(r);
 }
 FASTRNN_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
+// x, which the compiler does not know to be x: what is made of it is made anew, not kept in a register.
+FASTRNN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 FASTRNN_DEVICE float float_of(uint32_t u) { return __uint_as_float(u); }
 
 // ---- approximations: of 11 bits, of nearly 24

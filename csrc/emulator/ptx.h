@@ -45,6 +45,7 @@ inline float float_of(uint32_t u) {
   std::memcpy(&f, &u, 4);
   return f;
 }
+inline int opaque(int x) { return x; }
 inline float to_float(float v) { return v; }
 inline float to_float(bf16 v) { return float_of(uint32_t(v.bits) << 16); }
 float to_float(fp16 v);

@@ -17,7 +17,7 @@ length one; y is then the first final state itself. `recurrence` hands it to bac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -192,6 +192,15 @@ class Backend:
     def forward(self, call: Call, save: str) -> Result:
         """Run the recurrence; `save` says what to keep for backward: NOTHING, STATES or GATES."""
         raise NotImplementedError
+
+    def forward_after(self, call: Call, save: str, ready: Callable[[], None]) -> Result:
+        """As `forward`, but the initial states are not to be read before `ready()`, as x and the weights are."""
+        ready()
+        return self.forward(call, save)
+
+    def share(self, query: Query) -> float:
+        """The part of the GPU that one launch of the recurrence takes; all of it unless more is known."""
+        return 1.0
 
     def backward(
         self,

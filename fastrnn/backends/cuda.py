@@ -95,7 +95,17 @@ class Cuda(Backend):
     def _limits_of(self, device: int) -> Any:
         return self._module()[0].limits(device)
 
+    def share(self, query: Query) -> float:
+        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
+        ways = (False, True)[: 1 + query.grad]
+        grids = [self.plan(query.cell, number, way, query.S, query.B, hidden).grid for way in ways]
+        multiprocessors = self._limits(torch.cuda.current_device() if self._device == "cuda" else 0).multiprocessors
+        return float(max(x * y for x, y in grids) / multiprocessors)
+
     def forward(self, call: Call, save: str) -> Result:
+        return self.forward_after(call, save, lambda: None)
+
+    def forward_after(self, call: Call, save: str, ready: Callable[[], None]) -> Result:
         cell, x = call.cell, call.x
         with torch.no_grad(), _on(x.device):
             sizes = _Sizes(call)
@@ -103,6 +113,7 @@ class Cuda(Backend):
             tape = save == GATES and cell.tape > 0  # it takes the place of the input's part of the gates
             blocks = max(cell.gates, cell.tape) if tape else cell.gates
             x_gates, bias = _input(call, sizes, blocks)
+            ready()
             y = x.new_empty(sizes.steps, sizes.batch, streams * hidden)
             finals = tuple([x.new_empty(streams, sizes.batch, hidden) for _ in range(cell.states)])
             c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None

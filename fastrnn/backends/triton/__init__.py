@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,13 +72,23 @@ class Triton(Backend):
     def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         return dtype, torch.float32, dtype
 
+    def share(self, query: Query) -> float:
+        limits, kind = device.limits(query.device), precision.of(query.dtype)
+        problems = [tuning.problem_of(query, kind, way) for way in (False, True)[: 1 + query.grad]]
+        grids = [plan.programs(tuning.decide(p, query.cell, limits)[0], p) for p in problems]
+        return max(grids) / limits.multiprocessors
+
     def forward(self, call: Call, save: str) -> Result:
+        return self.forward_after(call, save, lambda: None)
+
+    def forward_after(self, call: Call, save: str, ready: Callable[[], None]) -> Result:
         cell, x = call.cell, call.x
         shape = launch.shape_of(call, precision.of(x.dtype))
         tape = save == GATES and cell.tape > 0
         blocks = cell.tape if tape else cell.gates
         with torch.no_grad(), device.current(x.device):
             xg = _input_product(call, shape, blocks)
+            ready()
             y = x.new_empty(*x.shape[:-1], shape.S * shape.H)
             finals = tuple([x.new_empty(shape.S, shape.B, shape.H) for _ in range(cell.states)])
             c = x.new_empty(shape.S, shape.N, shape.H, dtype=torch.float32) if save and cell.states > 1 else None
