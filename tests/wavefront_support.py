@@ -22,6 +22,9 @@ from fastrnn.backends.cpu import Cpu
 from fastrnn.wavefront.lanes import Lanes
 
 CALLER = -1
+_LOOKS = ("__get__", "data_ptr", "dim", "is_contiguous", "is_neg", "numel", "size", "stride")  # at no memory
+
+Event = tuple[int, dict[int, int]]  # its lane, and the clock there
 
 
 class Hazard(AssertionError):
@@ -40,7 +43,7 @@ class Watched(Lanes):
         self.owner: dict[int, int] = {}
         self.kept: set[tuple[int, int]] = set()
         self.alive: list[Tensor] = []  # or memory would come back as that of another tensor
-        self.waits: list[bool] = []  # did they tell anything new?
+        self.waits: list[str] = []  # "fork", "join", "task", or "nothing new"
         self.tasks: list[tuple[str, int, int, dict[int, int]]] = []  # way, layer, chunk, clock at the end
 
     def begin(self, layers: int) -> Watched:
@@ -56,12 +59,14 @@ class Watched(Lanes):
         yield
         self.now = before
 
-    def record(self, lane: int) -> dict[int, int]:
-        return dict(self.clock(lane))
+    def record(self, lane: int) -> Event:
+        return lane, dict(self.clock(lane))
 
-    def wait(self, lane: int, event: dict[int, int]) -> None:
+    def wait(self, lane: int, recorded: Event) -> None:
+        of, event = recorded
         own = self.clock(lane)
-        self.waits.append(any(own.get(other, 0) < n for other, n in event.items()))
+        kind = "join" if lane == CALLER else "fork" if of == CALLER else "task"
+        self.waits.append(kind if any(own.get(other, 0) < n for other, n in event.items()) else "nothing new")
         if len(self.waits) - 1 != self.without:
             own.update({other: max(own.get(other, 0), n) for other, n in event.items()})
 
@@ -93,7 +98,8 @@ class Watched(Lanes):
 
 
 def _memory(a: Tensor) -> int:
-    return a.untyped_storage().data_ptr()
+    with torch._C.DisableTorchFunction():
+        return a.untyped_storage().data_ptr()
 
 
 class Operations(TorchFunctionMode):
@@ -106,7 +112,7 @@ class Operations(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", str(function))
-        if name in ("__get__", "data_ptr"):
+        if name in _LOOKS:
             return function(*args, **kwargs)
         given = {_memory(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)}
         self.lanes.touch(name, (args, kwargs))
@@ -147,7 +153,9 @@ class Padded(Cpu):
         rows, packed = packing.pack_call(call)
         size = (1, y.shape[0] * y.shape[1])
         if packed is None:  # the gradients of the states go through
-            zeros = [torch.zeros_like(a) if d is None else d for a, d in zip(call.initial(), dfinals, strict=True)]
+            zeros = [
+                torch.zeros_like(a) if d is None else d.clone() for a, d in zip(call.initial(), dfinals, strict=True)
+            ]
             dgates = y.new_zeros(*size, call.cell.dgates * call.hidden)
             m = [None if call.weights[0].w_hr is None else y.new_zeros(*size, n) for n in (call.out, call.hidden)]
             return Gradients(dgates, tuple(zeros[: len(call.states)]), *m, torch.zeros_like(call.x))
@@ -177,7 +185,7 @@ class Engine(Padded):
     def _end(self, way: str, call: Call) -> None:
         layer = self.layers[call.weights[0].w_hh.data_ptr()]
         chunk = self.seen[way, layer] = self.seen.get((way, layer), -1) + 1
-        self.lanes.tasks.append((way, layer, chunk, self.lanes.record(self.lanes.now)))
+        self.lanes.tasks.append((way, layer, chunk, self.lanes.record(self.lanes.now)[1]))
 
     def forward_after(self, call: Call, save: str, ready: Any) -> Result:
         self.lanes.touch("the input's product", (call.x, call.weights))
