@@ -1,13 +1,16 @@
-"""Builds the C++ engine, and the CUDA kernels where asked to, with CMake and Ninja; all else is in pyproject.toml.
+"""Builds the C++ engine, and the CUDA kernels where they are of use, with CMake and Ninja.
 
 Environment variables: CXX (the compiler), CMAKE_ARGS (more arguments for CMake), FASTRNN_SANITIZE=1
-(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_CUDA=1 (the CUDA kernels, too, which need nvcc and take
-minutes to compile), FASTRNN_CUDA_ARCHS ("80;90a;100;120").
+(AddressSanitizer and UndefinedBehaviorSanitizer), FASTRNN_CUDA (1: with the CUDA kernels, or the install fails;
+0: without; otherwise with them if there is an nvcc and the installed torch is one for CUDA, as they take minutes to
+compile), FASTRNN_CUDA_ARCHS ("80;90a;100;120").
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +30,12 @@ C++17 compiler and Python's headers (Debian, Ubuntu: apt-get install g++ python3
     pip install --force-reinstall --no-deps --no-cache-dir <what you installed>
 {line}
 """
+NO_KERNELS = """
+{line}
+fastrnn is being installed WITHOUT its CUDA kernels: {nvcc} did not compile them, see above.
+The GPU will be served by Triton. FASTRNN_CUDA=0 spares you the attempt, FASTRNN_CUDA=1 makes it an error.
+{line}
+"""
 
 
 def missing_compiler() -> str | None:
@@ -41,6 +50,37 @@ def missing_compiler() -> str | None:
 
 def flag(name: str) -> str:
     return "ON" if os.environ.get(name, "").lower() in ("1", "on", "true", "yes") else "OFF"
+
+
+def nvcc() -> str | None:
+    """The compiler that cmake/cuda.cmake will find."""
+    own = os.environ.get("CUDACXX")
+    if own and Path(own).exists():
+        return own
+    home = os.environ.get("CUDA_HOME")
+    return (shutil.which("nvcc", path=str(Path(home) / "bin")) if home else None) or shutil.which("nvcc")
+
+
+def cuda_of_torch() -> str | None:
+    """The CUDA that the installed torch was built for; None if it was not, or if there is no torch.
+
+    Read from its files: pip hides torch from an isolated build, but builds with the environment's own Python.
+    """
+    found = importlib.util.find_spec("torch")
+    folders = [*(found.submodule_search_locations or ())] if found else []
+    for folder in [*folders, str(Path(sysconfig.get_path("platlib"), "torch"))]:
+        text = Path(folder, "version.py")
+        if text.exists():
+            version = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)", text.read_text(), re.M)
+            return version[1] if version else None
+    return None
+
+
+def kernels_wanted() -> str:
+    """ "ON" and "OFF" as asked for, otherwise "TRY" or "OFF"."""
+    if os.environ.get("FASTRNN_CUDA", "").lower() not in ("", "auto"):
+        return flag("FASTRNN_CUDA")
+    return "TRY" if nvcc() and cuda_of_torch() else "OFF"
 
 
 class BuildEngine(build_ext):
@@ -58,17 +98,34 @@ class BuildEngine(build_ext):
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        sanitize = flag("FASTRNN_SANITIZE")
+        kernels = "OFF" if sanitize == "ON" else kernels_wanted()
+        kind = "sanitize" if sanitize == "ON" else "release"
+        # Not self.build_temp: an editable install gets a new one each time and would compile everything again.
+        build = ROOT / "build" / f"{kind}-{self.plat_name}-{sys.implementation.cache_tag}"
+        try:
+            self.make(build, sanitize, "OFF" if kernels == "OFF" else "ON")
+        except subprocess.CalledProcessError:
+            if kernels != "TRY":
+                raise
+            print(NO_KERNELS.format(line="*" * 100, nvcc=nvcc()), file=sys.stderr, flush=True)
+            kernels = "OFF"
+            self.make(build, sanitize, kernels)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / target.name, target)
+        module = target.with_name(target.name.replace("_cpu", "_cuda"))
+        module.unlink(missing_ok=True)  # one of another version, in an editable install
+        if kernels != "OFF":
+            shutil.copy2(build / module.name, module)
+
+    def make(self, build: Path, sanitize: str, kernels: str) -> None:
         # Imported here: these are needed to build, not to make an sdist or to read the metadata.
         import cmake
         import ninja
         import pybind11
 
         command = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        sanitize, kernels = flag("FASTRNN_SANITIZE"), flag("FASTRNN_CUDA")
-        kind = "sanitize" if sanitize == "ON" else "release"
-        # Not self.build_temp: an editable install gets a new one each time and would compile everything again.
-        build = ROOT / "build" / f"{kind}-{self.plat_name}-{sys.implementation.cache_tag}"
         # --fresh: the cache of an earlier isolated build names tools that are gone.
         configure = [
             *(command, "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
@@ -82,12 +139,6 @@ class BuildEngine(build_ext):
         ]
         subprocess.run(configure, check=True)
         subprocess.run([command, "--build", str(build)], check=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / target.name, target)
-        module = target.with_name(target.name.replace("_cpu", "_cuda"))
-        module.unlink(missing_ok=True)  # one of another version, in an editable install
-        if kernels == "ON" and sanitize == "OFF":
-            shutil.copy2(build / module.name, module)
 
 
 setup(
