@@ -2,23 +2,25 @@
 
     python tests/cuda_table.py build/cuda   # after `make cuda`: writes tests/cuda_kernels.json; several folders add up
 
-Kernels for clusters are empty for architectures without them.
+A kernel is named by its template and the arguments of it, numbers as they come: see forward.cuh, backward.cuh. Kernels
+for clusters are empty for architectures without them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("cuda_kernels.json")
-_NAME = re.compile(
-    r"_ZN7fastrnn\d+(forward|backward)INS_\d+(\w+?)ENS_\d+(\w+?)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])EEEvNS_\d+\w+"
-)
+_NAME = re.compile(r"_ZN7fastrnn\d+([a-z_]+?)I((?:NS_\d+\w+?E|L[a-z]n?\d+E)+)EEv")
+_ARGUMENT = re.compile(r"NS_\d+(\w+?)E|L[a-z](n?\d+)E")
 _ARCH = re.compile(r"arch = (sm_\w+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
@@ -33,42 +35,54 @@ def tool() -> str | None:
     return str(own) if own.exists() else None
 
 
-def nvcc_version() -> str:
-    text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"V([\d.]+)", text)[1]  # type: ignore[index]
+def nvcc_version(build: Path) -> str:
+    """Of the compiler that CMake found for the folder `build`."""
+    (facts,) = build.glob("CMakeFiles/*/CMakeCUDACompiler.cmake")
+    return re.search(r'CMAKE_CUDA_COMPILER_VERSION "([\d.]+)"', facts.read_text())[1]  # type: ignore[index]
 
 
 def kernel_name(symbol: str) -> str | None:
-    """As "forward Lstm Bf16 split=1 tiles=8 batch=1": None for what is no kernel of ours."""
+    """As "forward Lstm Bf16 1 8 1 0"; None for what is no kernel of ours."""
     found = _NAME.search(symbol)
     if found is None:
         return None
-    direction, cell, number, a, b, batch, cluster = found.groups()
-    first = "split" if direction == "forward" else "row_tiles"
-    return f"{direction} {cell} {number} {first}={a} tiles={b} batch={batch}" + (" cluster" if cluster == "1" else "")
+    return " ".join([found[1], *(kind or value.replace("n", "-") for kind, value in _ARGUMENT.findall(found[2]))])
 
 
-def read(objects: Path) -> dict[str, dict[str, dict[str, int]]]:
+Usage = dict[str, dict[str, dict[str, int]]]
+
+
+def read(objects: Path) -> Usage:
     """kernel -> architecture -> registers, stack and local bytes, counts of HMMA and of accesses to local memory."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for path in sorted(objects.rglob("*ward_*.cu.o")):
-        arch = name = None
-        for line in _dump("-res-usage", path):
-            arch = m[1] if (m := _ARCH.search(line)) else arch
-            if "Function" in line:
-                name = kernel_name(line)
-            if name and arch and (m := _USAGE.search(line)):
-                usage = {"registers": int(m[1]), "stack": int(m[2]), "local": int(m[4]), "hmma": 0, "spills": 0}
-                found.setdefault(name, {})[arch] = usage
-        arch = name = None
-        for line in _dump("-sass", path):
-            if m := _ARCH.search(line):
-                arch = m[1]
-            elif "Function :" in line:
-                name = kernel_name(line)
-            elif name and arch and arch in found.get(name, {}):
-                found[name][arch]["hmma"] += "HMMA" in line
-                found[name][arch]["spills"] += " LDL" in line or " STL" in line
+    found: Usage = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # it is other processes that work
+        for one in pool.map(_read_one, sorted(objects.rglob("*.cu.o"))):
+            found.update(one)
+    return found
+
+
+def _read_one(path: Path) -> Usage:
+    found: Usage = {}
+    arch = name = None
+    for line in _dump("-res-usage", path):
+        arch = m[1] if (m := _ARCH.search(line)) else arch
+        if "Function" in line:
+            name = kernel_name(line)
+        if name and arch and (m := _USAGE.search(line)):
+            usage = {"registers": int(m[1]), "stack": int(m[2]), "local": int(m[4]), "hmma": 0, "spills": 0}
+            found.setdefault(name, {})[arch] = usage
+    arch = name = None
+    use: dict[str, int] = {}
+    for line in _dump("-sass", path) if found else ():
+        if "HMMA" in line:
+            use["hmma"] += 1
+        elif " LDL" in line or " STL" in line:
+            use["spills"] += 1
+        elif "Function :" in line:
+            name = kernel_name(line)
+            use = found[name][str(arch)] if name else {"hmma": 0, "spills": 0}  # that of no kernel of ours
+        elif m := _ARCH.search(line):
+            arch = m[1]
     return found
 
 
@@ -84,7 +98,9 @@ def main(folders: list[str]) -> None:
         for name, row in read(Path(folder)).items():
             table.setdefault(name, {}).update({arch: [use["registers"], use["hmma"]] for arch, use in row.items()})
     rows = [f"    {json.dumps(name)}: {json.dumps(dict(sorted(table[name].items())))}" for name in sorted(table)]
-    TABLE.write_text(f'{{\n  "nvcc": "{nvcc_version()}",\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n")
+    TABLE.write_text(
+        f'{{\n  "nvcc": "{nvcc_version(Path(folders[0]))}",\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n"
+    )
 
 
 if __name__ == "__main__":

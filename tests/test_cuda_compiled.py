@@ -9,8 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not MODULES, reason="the CUDA kernels are not compiled: make cuda"),
 ]
-NUMBERS, VARIANTS = 4, 6 + 9
+NUMBERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +34,20 @@ def kernels():
 
 def test_every_kernel_keeps_to_registers_and_uses_tensor_cores(kernels):
     table = json.loads(TABLE.read_text())
-    assert len(kernels) == len(CELLS) * NUMBERS * VARIANTS
-    assert set(kernels) >= set(table["kernels"])
-    same = table["nvcc"] == nvcc_version()
+    assert set(kernels) == set(table["kernels"]), "python tests/cuda_table.py build/cuda"
+    pairs = {tuple(name.split()[1:3]) for name in kernels}
+    assert len(pairs) == len(CELLS) * NUMBERS
+    same = table["nvcc"] == nvcc_version(BUILD)
     assert all(set(row) == set(next(iter(kernels.values()))) for row in kernels.values())
     for name, row in kernels.items():
         for arch, use in row.items():
             what = f"{name} for {arch}: {use}"
             assert use["stack"] == use["local"] == use["spills"] == 0, what
             assert use["registers"] <= 255, what
-            empty = "cluster" in name and arch == "sm_80"
-            assert (use["hmma"] == 0) == empty, what
+            if arch != "sm_80":  # which has no clusters: their kernels are empty there, as the table says
+                assert use["hmma"], what
+            else:
+                assert bool(use["hmma"]) == bool(table["kernels"][name][arch][1]), what
             if same and arch in table["kernels"].get(name, {}):
                 assert [use["registers"], use["hmma"]] == table["kernels"][name][arch], what
 
@@ -61,14 +62,3 @@ def test_the_module_is_small_and_loads_without_a_gpu():
     with pytest.raises(RuntimeError, match="CUDA: cudaDeviceGetAttribute"):
         loaded.limits(99)
     assert re.fullmatch(r"\d+a?( \d+a?)*", loaded.architectures)
-
-
-def test_the_plan_is_quick():
-    """It is made anew at every call."""
-    spec = importlib.util.spec_from_file_location("_cuda", MODULES[0])
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    limits, start = loaded.Limits(90, 227 << 10, 16, 132), time.perf_counter()
-    for _ in range(1000):
-        loaded.plan(0, 0, True, 1, 16, 512, limits)
-    assert time.perf_counter() - start < 0.1 * (10 if sys.flags.dev_mode else 1)

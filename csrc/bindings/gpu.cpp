@@ -97,6 +97,9 @@ void bind_gpu(py::module_& module) {
       },
       py::arg("cell"), py::arg("number"), py::arg("backward"), py::arg("S"), py::arg("B"), py::arg("H"),
       py::arg("limits"), py::arg("blocks") = 0, py::arg("variant") = -1);
+  module.def("exists", [](int cell, int number, bool backward, int variant) {
+    return exists(Request{cell, NumberId(number), backward, 1, 1, 1}, variant);
+  });
   module.def("forward", &forward);
   module.def("backward", &backward);
   module.attr("forward_variants") = kForwardVariants;

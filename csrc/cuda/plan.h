@@ -58,7 +58,7 @@ constexpr bool backward_exists(int i, int gates, int size) {
 }
 
 Plan plan(const Request& request, const Limits& limits);
-bool exists(const Request& request, int variant);
+bool exists(const Request& request, int variant);  // is it compiled for this cell and number type?
 std::string describe(const Plan& plan);
 
 }  // namespace fastrnn

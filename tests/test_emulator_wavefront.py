@@ -1,0 +1,66 @@
+"""Several layers side by side on the CUDA kernels, which begin a chunk before the states of the last one are there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulator_support import EMULATOR, NUMBERS, needs_emulator
+from support import error, leaves
+from tolerances import KERNELS
+from wavefront_support import Hazard, Operations, Watched
+
+import fastrnn
+from fastrnn.backends import BACKENDS
+from fastrnn.wavefront import SETTING
+from fastrnn.wavefront import lanes as streams
+
+pytestmark = needs_emulator
+T, B, I, H = 7, 5, 3, 24  # noqa: E741
+
+
+def run(module, x, **options):
+    outs = leaves(module(x, **options))
+    loss = torch.stack([(o.float() * (k + 1)).square().sum() for k, o in enumerate(outs)]).sum()
+    return [*outs, *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("number", ["bf16", "fp32"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_results_are_those_of_layers_one_after_the_other(emulated, monkeypatch, cell, number):
+    backend = emulated(number)
+    torch.manual_seed(1)
+    module = getattr(fastrnn, cell)(I, H, 2, backend="cuda", dtype=NUMBERS[number])
+    x = torch.randn(T, B, I, dtype=NUMBERS[number], requires_grad=True)
+    masks = {"lengths": torch.tensor([7, 2, 0, 5, 4]), "resets": torch.rand(T, B) < 0.3}
+    monkeypatch.setenv(SETTING, "0")
+    want = run(module, x, **masks)
+    monkeypatch.setenv(SETTING, "3")
+    calls = []
+    after = type(backend).forward_after
+    monkeypatch.setattr(type(backend), "forward_after", lambda *a: calls.append(1) or after(*a))
+    got = run(module, x, **masks)
+    assert len(calls) == 2 * 3
+    for k, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert (e := error(a, b)) < 2 * KERNELS[number], f"result {k}: {e:.1e}"
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_nothing_reads_the_states_too_early(emulated, monkeypatch, late):
+    """All that the backend does before `ready` is seen, as it is torch that reads the states first."""
+    backend = emulated("fp32")
+    if not late:
+        after = type(backend).forward_after
+        monkeypatch.setattr(
+            type(backend), "forward_after", lambda self, call, save, ready: after(self, call, save, lambda: None)
+        )
+    lanes = Watched()
+    monkeypatch.setattr(streams, "lanes_of", lambda _, n: lanes.begin(n))
+    monkeypatch.setenv(SETTING, "2")
+    assert BACKENDS["cuda"] is backend
+    assert EMULATOR is not None
+    with torch.no_grad(), Operations(lanes):
+        if late:
+            fastrnn.LSTM(I, 19, 2, backend="cuda")(torch.randn(T, B, I))  # padded, which is what reads the states
+        else:
+            with pytest.raises(Hazard, match="does not wait"):
+                fastrnn.LSTM(I, 19, 2, backend="cuda")(torch.randn(T, B, I))
