@@ -27,9 +27,10 @@ def explain(
         raise TypeError(f"module: expected a fastrnn module, got {type(module).__name__}; see fastrnn.replace")
     query = module._prepare(input, hx, lengths, resets).query
     choice = choose(query, module.backend)
-    if isinstance(module, Recurrent) and module.num_layers > 1:
-        how = decide(choice.backend, query, module.num_layers).reason
-        choice = choice._replace(reason=f"{choice.reason}; {how}")
+    if isinstance(module, Recurrent):
+        how = decide(choice.backend, query, module.num_layers)
+        if how.steps or module.num_layers > 1:
+            choice = choice._replace(reason=f"{choice.reason}; {how.reason}")
     print(
         f"{type(module).__name__} T={query.T} B={query.B} I={query.I} H={query.H} {query.dtype} {query.device}"
         f"{' with gradients' if query.grad else ''}: {choice.backend.name} ({choice.reason})"

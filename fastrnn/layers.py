@@ -196,7 +196,7 @@ def solve(
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
     x, states, weights, query, packed, lengths, resets, trail = problem
     steps = 0
-    if len(weights) > len(reverse) and not is_compiling():
+    if not is_compiling():
         steps = wavefront.decide(engine, query, len(weights) // len(reverse), trail).steps
     how = _How(engine, cell, reverse, dropout, save, trail, tuple(params), steps)
     if not query.ragged:

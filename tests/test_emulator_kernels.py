@@ -201,7 +201,7 @@ def test_every_kernel_that_is_compiled_is_what_some_call_gets():
             for backward in (False, True):
                 count = EMULATOR.backward_variants if backward else EMULATOR.forward_variants
                 left = {v for v in range(count) if EMULATOR.exists(code, first, backward, v)}
-                calls = itertools.product((first, second), (1, 2), (1, 8, 12, 16, 24, 32, 64, 128, 512), limits)
+                calls = itertools.product((first, second), (1, 2), (1, 8, 12, 16, 24, 32, 64, 96, 192, 384), limits)
                 for number, S, B, device in calls:
                     if not left:
                         break

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
-from emulator_support import EMULATOR, NUMBERS, needs_emulator
+from emulator_support import EMULATOR, NUMBERS, emulated, needs_emulator
 from support import error, leaves
 from tolerances import KERNELS
 from wavefront_support import Hazard, Operations, Watched
 
 import fastrnn
-from fastrnn.backends import BACKENDS
+from fastrnn.backends.base import Query
 from fastrnn.wavefront import SETTING
 from fastrnn.wavefront import lanes as streams
 
+__all__ = ["emulated"]
 pytestmark = needs_emulator
 T, B, I, H = 7, 5, 3, 24  # noqa: E741
 
@@ -44,6 +47,15 @@ def test_results_are_those_of_layers_one_after_the_other(emulated, monkeypatch, 
         assert (e := error(a, b)) < 2 * KERNELS[number], f"result {k}: {e:.1e}"
 
 
+def test_the_share_of_the_gpu_is_the_plans(emulated):
+    backend = emulated("bf16")
+    query = Query("lstm", "cpu", torch.bfloat16, T, 40, I, 64, 64, 1, grad=True)
+    grids = [backend.plan("lstm", 0, way, 1, 40, 64).grid for way in (False, True)]
+    assert backend.share(query) == max(x * y for x, y in grids) / EMULATOR.limits(0).multiprocessors
+    assert 0 < backend.share(query._replace(grad=False)) <= backend.share(query) < 1
+    assert backend.share(query._replace(B=4096)) > 1
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_nothing_reads_the_states_too_early(emulated, monkeypatch, late):
     """All that the backend does before `ready` is seen, as it is torch that reads the states first."""
@@ -56,11 +68,8 @@ def test_nothing_reads_the_states_too_early(emulated, monkeypatch, late):
     lanes = Watched()
     monkeypatch.setattr(streams, "lanes_of", lambda _, n: lanes.begin(n))
     monkeypatch.setenv(SETTING, "2")
-    assert BACKENDS["cuda"] is backend
-    assert EMULATOR is not None
-    with torch.no_grad(), Operations(lanes):
-        if late:
-            fastrnn.LSTM(I, 19, 2, backend="cuda")(torch.randn(T, B, I))  # padded, which is what reads the states
-        else:
-            with pytest.raises(Hazard, match="does not wait"):
-                fastrnn.LSTM(I, 19, 2, backend="cuda")(torch.randn(T, B, I))
+    module, x = fastrnn.LSTM(I, 19, 2, backend="cuda"), torch.randn(T, B, I)  # H is padded, which reads the states
+    outcome = contextlib.nullcontext() if late else pytest.raises(Hazard, match="does not wait")
+    with torch.no_grad(), Operations(lanes), outcome:
+        module(x)
+    assert lanes.waits

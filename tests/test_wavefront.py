@@ -118,12 +118,13 @@ def test_results_are_those_of_layers_one_after_the_other(monkeypatch, counted, k
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 9])
-@pytest.mark.parametrize("layers", [2, 6])
+@pytest.mark.parametrize("layers", [1, 2, 6])
 def test_chunks_and_layers_of_any_number(monkeypatch, counted, layers, chunk):
     module = build("lstm", layers=layers, batch_first=True)
     x, hx = inputs(module)
-    x = x.detach().transpose(0, 1).requires_grad_()
-    compare(run(monkeypatch, str(chunk), module, x, hx), run(monkeypatch, "0", module, x, hx), f"chunks of {chunk}")
+    x, resets = x.detach().transpose(0, 1).requires_grad_(), MASKS["resets"]["resets"].t()
+    got, want = [run(monkeypatch, setting, module, x, hx, resets=resets) for setting in (str(chunk), "0")]
+    compare(got, want, f"chunks of {chunk}")
     assert len(counted) == 2
 
 
@@ -328,6 +329,7 @@ def test_the_rule(monkeypatch):
     assert decide(engine, QUERY._replace(ragged=True, lengths=True), 2).steps
     assert "all states" in decide(engine, QUERY, 2, trail=True).reason
     assert "native is not run in chunks" in decide(BACKENDS["native"], QUERY, 2).reason
+    assert "unknown" in decide(engine, QUERY._replace(T=torch.SymInt), 2).reason  # anything that is no int
     engine.part = 0.75
     assert decide(engine, QUERY, 2) == (0, "layers one after the other: one of them takes 75% of the GPU")
     monkeypatch.setenv(SETTING, "64")
@@ -357,4 +359,6 @@ def test_explain_says_it(monkeypatch, capsys):
     monkeypatch.setenv(SETTING, str(CHUNK))
     assert "; wavefront: 3 layers, 4 chunks of 3 steps" in fastrnn.explain(module, x).reason
     assert "wavefront" in capsys.readouterr().out
+    assert "; the input's product beside the recurrence, 4 chunks" in fastrnn.explain(build("gru", layers=1), x).reason
+    monkeypatch.setenv(SETTING, "0")
     assert "layers" not in fastrnn.explain(build("gru", layers=1), x).reason

@@ -2,8 +2,9 @@
 
 Layer l runs chunk k while layer l - 1 runs chunk k + 1, and on the way back while layer l + 1 runs chunk k - 1. Each
 layer has two streams by turns, so that the input's product of a chunk, and the gradient of its input, run beside the
-recurrence of its neighbour. The backends know nothing of it but `Backend.forward_after`. Gradients of the weights are
-products over all steps, as ever. Under 16 bits a state is rounded to them where it passes from chunk to chunk.
+recurrence of its neighbour, also where there is one layer only. The backends know nothing of it but
+`Backend.forward_after`. Gradients of the weights are products over all steps, as ever. Under 16 bits a state is rounded
+to them where it passes from chunk to chunk.
 
 FASTRNN_WAVEFRONT: "auto", the rule of `decide`; 0, never; a number of steps, chunks of so many on any device.
 """
@@ -52,7 +53,8 @@ def decide(engine: Backend, query: Query, layers: int, trail: bool = False) -> D
         why_not = f"T={query.T} is one chunk of {steps} steps"
     if why_not is not None:
         return Decision(0, f"layers one after the other: {why_not}")
-    return Decision(steps, f"wavefront: {layers} layers, {-(-query.T // steps)} chunks of {steps} steps")
+    what = f"wavefront: {layers} layers" if layers > 1 else "the input's product beside the recurrence"
+    return Decision(steps, f"{what}, {-(-query.T // steps)} chunks of {steps} steps")
 
 
 def _impossible(engine: Backend, query: Query, trail: bool) -> str | None:
@@ -62,6 +64,8 @@ def _impossible(engine: Backend, query: Query, trail: bool) -> str | None:
         return "the batch is packed"
     if trail:
         return "all states are asked for"
+    if type(query.T) is not int:
+        return "T is unknown"
     return f"{engine.name} is not run in chunks" if engine.differentiable else None
 
 
