@@ -1,15 +1,14 @@
-"""Layers side by side in chunks: the numbers of layers one after the other, and every dependence has its wait."""
+"""Layers side by side in chunks: the numbers of layers one after the other."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
 import torch
-from support import KINDS, assert_equal, error, leaves, random_states
+from support import KINDS, assert_equal, error, leaves
 from tolerances import ENGINE
-from wavefront_support import Engine, Hazard, Operations, Padded, Watched
+from wavefront_support import CHUNK, MASKS, B, I, Padded, T, build, inputs, needs_engine
 
 import fastrnn
 from fastrnn import backends, wavefront
@@ -17,26 +16,9 @@ from fastrnn.backends import BACKENDS
 from fastrnn.backends.base import Query
 from fastrnn.wavefront import SETTING, decide
 from fastrnn.wavefront import lanes as streams
-from fastrnn.wavefront.backward import Layers
 
-T, B, I, H, P, CHUNK = 10, 5, 4, 9, 3, 3  # noqa: E741
 D = torch.float64
-pytestmark = pytest.mark.skipif(
-    "cpu" not in BACKENDS or BACKENDS["cpu"].unsupported(Query("lstm", "cpu", D, T, B, I, H, H, 1)) is not None,
-    reason="needs the C++ engine",
-)
-MASKS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "lengths": {"lengths": torch.tensor([3, 10, 0, 7, 1])},
-    "short": {"lengths": torch.tensor([2, 1, 3, 0, 1])},
-    "resets": {"resets": torch.rand(T, B, generator=torch.Generator().manual_seed(5)) < 0.3},
-    "both": {
-        "lengths": torch.tensor([9, 6, 10, 0, 4]),
-        "resets": torch.rand(T, B, generator=torch.Generator().manual_seed(6)) < 0.3,
-    },
-}
-
-
+pytestmark = needs_engine
 SORTS = [  # save, dtype, are initial states given, dropout
     ("gates", D, True, 0.4),
     ("gates", D, False, 0.0),
@@ -55,13 +37,6 @@ def padded(monkeypatch):
     backends.clear_choices()
 
 
-def build(kind: str, dtype: torch.dtype = D, layers: int = 3, **options: Any) -> Any:
-    name, extra = KINDS[kind]
-    torch.manual_seed(1)
-    extra = {"proj_size": P} if "proj_size" in extra else extra
-    return getattr(fastrnn, name)(I, H, layers, dtype=dtype, backend="cpu", **extra, **options)
-
-
 def run(monkeypatch, setting: str, module: Any, x: Any, hx: Any, seed: int = 3, **options: Any) -> dict[str, Any]:
     """Outputs and all gradients, by name, with FASTRNN_WAVEFRONT as `setting` says."""
     monkeypatch.setenv(SETTING, setting)
@@ -74,12 +49,6 @@ def run(monkeypatch, setting: str, module: Any, x: Any, hx: Any, seed: int = 3, 
     return dict(zip(("output", "h_n", "c_n"), outs, strict=False)) | {
         f"gradient of {name}": g for name, g in zip(names, grads, strict=True)
     }
-
-
-def inputs(module: Any, dtype: torch.dtype = D, states: bool = True) -> tuple[Any, Any]:
-    torch.manual_seed(2)
-    x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
-    return x, random_states(module, B, dtype) if states else None
 
 
 @pytest.fixture
@@ -203,107 +172,6 @@ def test_who_sees_operations_goes_the_ordinary_way(monkeypatch, counted):
     torch.func.grad(lambda a: module(a)[0].sum())(x.detach())
     torch.export.export(module, (x.detach(),))
     assert not counted
-
-
-def watched(monkeypatch, module: Any, lanes: Watched) -> Engine:
-    """`lanes` see what is done in the backend "cpu" and by torch, forward and backward."""
-    layers = {getattr(module, f"weight_hh_l{i}").data_ptr(): i for i in range(module.num_layers)}
-    engine = Engine(lanes, layers)
-    monkeypatch.setitem(BACKENDS, "cpu", engine)
-    backends.clear_choices()
-    monkeypatch.setattr(streams, "lanes_of", lambda _, n: lanes.begin(n))
-    way_back = Layers.backward
-
-    def backward(ctx: Any, *douts: Any) -> Any:
-        with Operations(lanes):
-            return way_back(ctx, *douts)
-
-    monkeypatch.setattr(Layers, "backward", staticmethod(backward))
-    return engine
-
-
-@contextlib.contextmanager
-def scene(kind: str, **options: Any):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SETTING, str(CHUNK))
-        yield patch, build(kind, dropout=0.3, **options)
-    backends.clear_choices()
-
-
-def walk(patch: Any, module: Any, lanes: Watched, masks: str = "both", grad: bool = True) -> None:
-    watched(patch, module, lanes)
-    x, hx = inputs(module)
-    with torch.set_grad_enabled(grad), Operations(lanes):
-        outs = leaves(module(x, hx, **MASKS[masks]))
-        loss = torch.stack([o.sum() for o in outs]).sum()
-    if grad:
-        grads = torch.autograd.grad(loss, [x, *leaves(hx), *module.parameters()])
-        with Operations(lanes):
-            torch.stack([g.sum() for g in grads])
-
-
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("save", ["gates", "states"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_dependence_has_its_wait(kind, save, grad):
-    for layers, masks in ((2, "both"), (6, "dense")):  # and more layers than there are streams for
-        with scene(kind, save=save, layers=layers) as (patch, module):
-            lanes = Watched()
-            walk(patch, module, lanes, masks, grad)
-            assert len(lanes.tasks) == layers * -(-T // CHUNK) * (1 + grad)
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm_proj"])
-def test_a_missing_wait_is_found(kind):
-    with scene(kind, layers=2) as (patch, module):
-        lanes = Watched()
-        walk(patch, module, lanes, "dense")
-    assert lanes.waits.count("task") == 2 * (3 * 2 + 4), "on both ways, of the chunk before and the layer beneath"
-    found = []
-    for i, sort in enumerate(lanes.waits):
-        with scene(kind, layers=2) as (patch, module):
-            try:
-                walk(patch, module, Watched(without=i), "dense")
-            except Hazard:
-                found.append(i)
-                continue
-        assert sort != "task", f"wait {i} of {len(lanes.waits)}"
-    # A lane whose first task waits for another needs no fork, one that others go on from no join: what is there
-    # for them is there for errors, too.
-    assert {lanes.waits[i] for i in found} == {"fork", "join", "task"}
-
-
-def test_memory_freed_too_early_is_found():
-    for grad in (True, False):
-        with scene("lstm") as (patch, module), pytest.raises(Hazard, match="may be freed"):
-            walk(patch, module, Watched(keeps=False), grad=grad)
-
-
-def test_the_order_is_a_wavefront():
-    with scene("lstm") as (patch, module):
-        lanes = Watched()
-        walk(patch, module, lanes)
-    chunks = -(-T // CHUNK)
-    for way in ("forward", "backward"):
-        seen = [(layer, chunk) for w, layer, chunk, _ in lanes.tasks if w == way]
-        if way == "backward":  # chunks are counted in the order they come
-            seen = [(2 - layer, chunk) for layer, chunk in seen]
-        assert [sum(task) for task in seen] == sorted(sum(task) for task in seen), "by diagonals"
-        assert set(seen) == {(layer, k) for layer in range(3) for k in range(chunks)}
-        ends = {
-            (layer, k): clock
-            for (w, _, _, clock), (layer, k) in zip([t for t in lanes.tasks if t[0] == way], seen, strict=True)
-        }
-        for (layer, k), clock in ends.items():
-            other = ends.get((layer + 1, k - 1))
-            if other is not None:
-                assert not knows(clock, other), f"{way}: nothing lets {(layer, k)} and its neighbour run together"
-                assert not knows(other, clock)
-
-
-def knows(clock: dict[int, int], other: dict[int, int]) -> bool:
-    """Does the end of one task come after that of the other?"""
-    return all(clock.get(lane, 0) >= n for lane, n in other.items())
 
 
 QUERY = Query("lstm", "cuda", torch.bfloat16, 512, 8, 64, 64, 64, 1)

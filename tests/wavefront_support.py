@@ -11,16 +11,31 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
+from support import KINDS, random_states, usable_backends
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+import fastrnn
 from fastrnn import packing
 from fastrnn.backends.base import Call, Gradients, Result, Saved
 from fastrnn.backends.cpu import Cpu
 from fastrnn.wavefront.lanes import Lanes
 
+T, B, I, H, P, CHUNK = 10, 5, 4, 9, 3, 3  # noqa: E741
+MASKS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "lengths": {"lengths": torch.tensor([3, 10, 0, 7, 1])},
+    "short": {"lengths": torch.tensor([2, 1, 3, 0, 1])},
+    "resets": {"resets": torch.rand(T, B, generator=torch.Generator().manual_seed(5)) < 0.3},
+    "both": {
+        "lengths": torch.tensor([9, 6, 10, 0, 4]),
+        "resets": torch.rand(T, B, generator=torch.Generator().manual_seed(6)) < 0.3,
+    },
+}
+needs_engine = pytest.mark.skipif("cpu" not in usable_backends(), reason="needs the C++ engine")
 CALLER = -1
 _LOOKS = ("__get__", "data_ptr", "dim", "is_contiguous", "is_neg", "numel", "size", "stride")  # at no memory
 
@@ -202,3 +217,16 @@ class Engine(Padded):
         self.lanes.touch("its results", (found.dgates, found.dstates, found.dx, found.dh), writes=True)
         self._end("backward", call)
         return found
+
+
+def build(kind: str, dtype: torch.dtype = torch.float64, layers: int = 3, **options: Any) -> Any:
+    name, extra = KINDS[kind]
+    torch.manual_seed(1)
+    extra = {"proj_size": P} if "proj_size" in extra else extra
+    return getattr(fastrnn, name)(I, H, layers, dtype=dtype, backend="cpu", **extra, **options)
+
+
+def inputs(module: Any, dtype: torch.dtype = torch.float64, states: bool = True) -> tuple[Any, Any]:
+    torch.manual_seed(2)
+    x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+    return x, random_states(module, B, dtype) if states else None
