@@ -79,7 +79,8 @@ sanitize-emulator: .venv/.installed
 	FASTRNN_EMULATOR_PATH=$(CURDIR)/build/emulator-sanitized OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
-	  $(BIN)/pytest -p no:cacheprovider -m "not slow" -k "not (every_kernel and fp32)" $(wildcard tests/test_emulator*.py) $(ARGS)
+	  $(BIN)/pytest -n logical --maxprocesses 4 -p no:cacheprovider -m "not slow" -k "not (every_kernel and fp32)" \
+	  $(wildcard tests/test_emulator*.py) $(ARGS)
 
 # The site, in build/site; a warning is an error (not with --quiet, which hides warnings from --strict, too).
 docs: .venv/.docs
