@@ -200,6 +200,7 @@ def test_the_rule(monkeypatch):
     assert "unknown" in decide(engine, QUERY._replace(T=torch.SymInt), 2).reason  # anything that is no int
     engine.part = 0.75
     assert decide(engine, QUERY, 2) == (0, "layers one after the other: one of them takes 75% of the GPU")
+    assert not decide(engine, QUERY._replace(T=0), 2).steps
     monkeypatch.setenv(SETTING, "64")
     assert decide(engine, QUERY._replace(device="cpu"), 2).steps == 64
     assert not decide(engine, QUERY._replace(S=2), 2).steps

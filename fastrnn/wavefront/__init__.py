@@ -43,37 +43,34 @@ def decide(engine: Backend, query: Query, layers: int, trail: bool = False) -> D
     asked = os.environ.get(SETTING, "auto")
     if asked != "auto" and not asked.isdecimal():
         raise ValueError(f"{SETTING}: expected 'auto', 0 or a number of steps, got {asked!r}")
-    steps = 0 if asked == "auto" else int(asked)
-    why_not = f"{SETTING}=0" if asked == "0" else _impossible(engine, query, trail)
-    if why_not is None and not steps:
-        why_not, steps = _unwise(engine, query), _IN_GRAPHS if _captured(query) else _BY_THE_HOST
+    forced = None if asked == "auto" else int(asked)
+    steps = forced or (_IN_GRAPHS if _captured(query) else _BY_THE_HOST)
+    why_not = f"{SETTING}=0" if forced == 0 else _impossible(engine, query, trail, steps)
+    if why_not is None and forced is None:
+        share = engine.share(query)
+        why_not = None if share <= 0.5 else f"one of them takes {share:.0%} of the GPU"
         chunks = -(-query.T // steps)
         steps = -(-query.T // chunks)  # none much shorter than the others
-    if why_not is None and steps >= query.T:
-        why_not = f"T={query.T} is one chunk of {steps} steps"
     if why_not is not None:
         return Decision(0, f"layers one after the other: {why_not}")
     what = f"wavefront: {layers} layers" if layers > 1 else "the input's product beside the recurrence"
     return Decision(steps, f"{what}, {-(-query.T // steps)} chunks of {steps} steps")
 
 
-def _impossible(engine: Backend, query: Query, trail: bool) -> str | None:
+def _impossible(engine: Backend, query: Query, trail: bool, steps: int) -> str | None:
     if query.S > 1:
         return "those of two directions need the whole sequence"
     if query.ragged and not query.lengths:
         return "the batch is packed"
     if trail:
         return "all states are asked for"
+    if engine.differentiable:
+        return f"{engine.name} is not run in chunks"
+    if query.device != "cuda" and os.environ.get(SETTING, "auto") == "auto":
+        return f"a wavefront is for CUDA devices, this is {query.device}"
     if type(query.T) is not int:
         return "T is unknown"
-    return f"{engine.name} is not run in chunks" if engine.differentiable else None
-
-
-def _unwise(engine: Backend, query: Query) -> str | None:
-    if query.device != "cuda":
-        return f"a wavefront is for CUDA devices, this is {query.device}"
-    share = engine.share(query)
-    return None if share <= 0.5 else f"one of them takes {share:.0%} of the GPU"
+    return f"T={query.T} is one chunk of {steps} steps" if steps >= query.T else None
 
 
 def _captured(query: Query) -> bool:
