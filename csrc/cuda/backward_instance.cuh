@@ -12,7 +12,7 @@ namespace fastrnn {
 template <class Cell, class Number, int... I>
 BackwardKernel pick_backward(int variant, std::integer_sequence<int, I...>) {
   static const BackwardKernel all[] = {backward<Cell, Number, backward_variant(I).row_tiles, backward_variant(I).tiles,
-                                                backward_variant(I).batch, backward_variant(I).cluster>...};
+                                                backward_variant(I).batch, backward_variant(I).exchange>...};
   return all[variant];
 }
 

@@ -13,7 +13,7 @@ template <class Cell, class Number, int... I>
 ForwardKernel pick_forward(int variant, std::integer_sequence<int, I...>) {
   static const ForwardKernel all[] = {
       forward<Cell, Number, forward_variant(I, Cell::kGates).split, forward_variant(I, Cell::kGates).tiles,
-              forward_variant(I, Cell::kGates).batch, forward_variant(I, Cell::kGates).cluster>...};
+              forward_variant(I, Cell::kGates).batch, forward_variant(I, Cell::kGates).exchange>...};
   return all[variant];
 }
 
