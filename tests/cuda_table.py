@@ -17,7 +17,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("cuda_kernels.json")
 _NAME = re.compile(
-    r"_ZN7fastrnn\d+(forward|backward)INS_\d+(\w+?)ENS_\d+(\w+?)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])EEEvNS_\d+\w+"
+    r"_ZN7fastrnn\d+(forward|backward)INS_\d+(\w+?)ENS_\d+(\w+?)ELi(\d+)ELi(\d+)ELi(\d+)ELi([012])EEEvNS_\d+\w+"
 )
 _ARCH = re.compile(r"arch = (sm_\w+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -43,9 +43,9 @@ def kernel_name(symbol: str) -> str | None:
     found = _NAME.search(symbol)
     if found is None:
         return None
-    direction, cell, number, a, b, batch, cluster = found.groups()
+    direction, cell, number, a, b, batch, exchange = found.groups()
     first = "split" if direction == "forward" else "row_tiles"
-    return f"{direction} {cell} {number} {first}={a} tiles={b} batch={batch}" + (" cluster" if cluster == "1" else "")
+    return f"{direction} {cell} {number} {first}={a} tiles={b} batch={batch}" + ("", " cluster", " grid")[int(exchange)]
 
 
 def read(objects: Path) -> dict[str, dict[str, dict[str, int]]]:

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not MODULES, reason="the CUDA kernels are not compiled: make cuda"),
 ]
-NUMBERS, VARIANTS = 4, 6 + 9
+NUMBERS, VARIANTS = 4, 10 + 13
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,16 @@ def test_planted_bugs_are_found(name, bug, message):
         assert any(found), found
 
 
-RACES = [("neighbours", 1), ("lanes", 1), ("copies", 2), ("exchange", 2), ("exchange", 6), ("relay", 1), ("relay", 3), ("line", 1)]
+RACES = [
+    ("neighbours", 1),
+    ("lanes", 1),
+    ("copies", 2),
+    ("exchange", 2),
+    ("exchange", 6),
+    ("relay", 1),
+    ("relay", 3),
+    ("line", 1),
+]
 
 
 @needs_races

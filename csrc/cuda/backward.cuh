@@ -23,15 +23,13 @@ struct Backward {
   static constexpr int G = Cell::kGates, X = Cell::kSplit, V = Cell::kTape, kStates = Cell::kStates, D = G + X;
   static constexpr bool kCluster = kExchange == kInCluster, kGrid = kExchange == kThroughGrid;
   static constexpr bool kTwo = kStates > 1, kHistory = Cell::kReadsH || Cell::kReadsPreviousH;
-  static constexpr int kRows = 8 * kBatch, kElements = 4;  // of a thread, in the part that is element by element
-  static constexpr int kValues = V + 1 + kHistory;         // tape, dy, h
+  static constexpr int kRows = 8 * kBatch;
+  static constexpr int kElements = elements(kExchange);
+  static constexpr int kValues = V + 1 + kHistory;  // tape, dy, h
   static constexpr int kChunk = 16 / sizeof(T);
   static FASTRNN_DEVICE T operand(float x) { return Number::operand(x); }
 
-  static constexpr Variant kVariant{0, kTiles, kRowTiles, kBatch, kExchange};
-
   const BackwardArgs& p;
-  const Slice slice;
   const BackwardLayout at;
   char* const memory;
   const int lane, warp, stream, H, units, rank;
@@ -43,8 +41,8 @@ struct Backward {
 
   FASTRNN_DEVICE Backward(const BackwardArgs& args, char* shared, int of_group, int of_stream, int tile)
       : p(args),
-        slice{args.n.units, args.n.blocks, args.n.tiles, args.n.rounds},
-        at(kVariant, slice, X, kValues, kTwo, blockDim.x / 32, sizeof(T), Number::kTile),
+        at(Variant{0, kTiles, kRowTiles, kBatch, kExchange}, {args.n.units, args.n.blocks, args.n.tiles, args.n.rounds},
+           X, kValues, kTwo, blockDim.x / 32, sizeof(T), Number::kTile),
         memory(shared),
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32),
@@ -69,7 +67,7 @@ struct Backward {
   }
 
   FASTRNN_DEVICE void load_weights(Stationary<Number, kRowTiles, kTiles>& weights) const {
-    load_round(weights, 0, at.weights + warp * BackwardLayout::in_shared(kVariant, slice) * kFragment);
+    load_round(weights, 0, at.weights + warp * at.rest * kFragment);
     if constexpr (kGrid)
 #pragma unroll 1
       for (int round = 1; round < p.n.rounds; ++round) {
@@ -95,7 +93,7 @@ struct Backward {
   // Where this warp's weights of a round beyond the first lie.
   FASTRNN_DEVICE int rest_at(int round) const {
     const int before = larger(p.n.tiles - kTiles, 0) + (round - 1) * p.n.tiles;
-    return at.weights + (warp * BackwardLayout::in_shared(kVariant, slice) + before * kRowTiles) * kFragment;
+    return at.weights + (warp * at.rest + before * kRowTiles) * kFragment;
   }
 
   // The step that came before step t in the forward pass of row b, or -1: its state is the initial one.
@@ -146,20 +144,17 @@ struct Backward {
     }
   }
 
-  // The shares of the gradient of h, from the accumulators to the blocks that own the units; K2: to the exchange's
-  // buffer, (blocks that receive, blocks that send, units, kRows) in fp32.
-  FASTRNN_DEVICE void send(const float (&acc)[kRowTiles][kBatch][4], int buffer, int round, float* posted) const {
+  // K1: the shares of the gradient of h, from the accumulators to the blocks that own the units.
+  FASTRNN_DEVICE void send(const float (&acc)[kRowTiles][kBatch][4], int buffer) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      const int h = row_tile(round, m) * 16, to = h / units, u = h % units + lane / 4;
+      const int h = row_tile(0, m) * 16, to = h / units, u = h % units + lane / 4;
       if (to < p.n.blocks)
 #pragma unroll
         for (int n = 0; n < kBatch; ++n)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int b = n * 8 + lane % 4 * 2;
-            float* there = kGrid ? posted + ((to * p.n.blocks + rank) * units + u + 8 * e) * kRows + b
-                                 : share(buffer, rank, u + 8 * e, b);
+            float* there = share(buffer, rank, u + 8 * e, n * 8 + lane % 4 * 2);
             const Floats value{acc[m][n][2 * e], acc[m][n][2 * e + 1]};
             if constexpr (kCluster)
               ptx::store_async(ptx::map_to_rank(ptx::shared_address(there), to), value,
@@ -170,29 +165,54 @@ struct Backward {
     }
   }
 
+  // K2: to the exchange's buffer, (blocks that send, units of all blocks, kRows) in fp32. No unit is divided by the
+  // units of a block, whose quotients would stay in registers from step to step.
+  FASTRNN_DEVICE void post(const float (&acc)[kRowTiles][kBatch][4], int round, float* to) const {
+    const int first = row_tile(round, 0) * 16;
+    to += (size_t(rank) * width() + first + lane / 4) * kRows + lane % 4 * 2;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+      if (first + m * 16 < width())
+#pragma unroll
+        for (int n = 0; n < kBatch; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            *reinterpret_cast<Floats*>(to + (m * 16 + 8 * e) * kRows + n * 8) =
+                Floats{acc[m][n][2 * e], acc[m][n][2 * e + 1]};
+  }
+  FASTRNN_DEVICE int width() const { return units * p.n.blocks; }
+
   // This block's gates' gradients times its weights, to all.
   template <class Weights, class Meet>
   FASTRNN_DEVICE void share_out(const Weights& weights, const T* gates, int buffer, const Meet& meeting) const {
     const uint32_t operand = ptx::shared_address(gates + lane % 8 * at.gate_row) + lane / 8 * 16;
-    const int row_bytes = at.gate_row * int(sizeof(T));
-    float* posted = nullptr;
-    if constexpr (kGrid) posted = reinterpret_cast<float*>(meeting.values(true, exchange_bytes()));
-    {
-      float acc[kRowTiles][kBatch][4] = {};
-      weights.multiply(acc, operand, row_bytes);
-      send(acc, buffer, 0, posted);
-    }
     if constexpr (kGrid) {
+      auto* to = reinterpret_cast<float*>(meeting.values(true, exchange_bytes()));
+      const float start = meeting.spoilt();
+      multiply(weights, operand, start, [&](const auto& acc) { post(acc, 0, to); });
 #pragma unroll 1
       for (int round = 1; round < p.n.rounds; ++round) {
         Stationary<Number, kRowTiles, 0> rest;
         rest.place(memory + rest_at(round), p.n.tiles, lane);
-        float acc[kRowTiles][kBatch][4] = {};
-        rest.multiply(acc, operand, row_bytes);
-        send(acc, buffer, round, posted);
+        if (row_tile(round, 0) * 16 < width())
+          multiply(rest, operand, start, [&](const auto& acc) { post(acc, round, to); });
       }
       meeting.arrive();
+    } else {
+      multiply(weights, operand, 0.0f, [&](const auto& acc) { send(acc, buffer); });
     }
+  }
+  template <class Weights, class Use>
+  FASTRNN_DEVICE void multiply(const Weights& weights, uint32_t operand, float start, const Use& use) const {
+    float acc[kRowTiles][kBatch][4];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[m][n][e] = start;
+    weights.multiply(acc, operand, at.gate_row * int(sizeof(T)));
+    use(acc);
   }
 
   FASTRNN_DEVICE size_t exchange_bytes() const { return size_t(p.n.blocks) * p.n.blocks * units * kRows * 4; }
@@ -201,18 +221,18 @@ struct Backward {
   FASTRNN_DEVICE void collect(const Group& meeting) const {
     constexpr int kAtOnce = 4;
     const int chunks = units * kRows / 4, blocks = p.n.blocks;
-    const auto* from = reinterpret_cast<const Words*>(meeting.values(false, exchange_bytes())) + rank * blocks * chunks;
+    const auto* from = reinterpret_cast<const Words*>(meeting.values(false, exchange_bytes())) + rank * chunks;
 #pragma unroll 1
     for (int i = threadIdx.x; i < at.shares * chunks; i += blockDim.x) {
-      const float bad = *meeting.failed ? ptx::float_of(~0u) : 0.0f;
-      float sum[4] = {bad, bad, bad, bad};
+      const float start = meeting.spoilt();
+      float sum[4] = {start, start, start, start};
 #pragma unroll 1
       for (int first = i / chunks; first < blocks; first += kAtOnce * at.shares) {
         Words v[kAtOnce];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
           const int block = first + k * at.shares;
-          v[k] = block < blocks ? ptx::load_far(from + block * chunks + i % chunks) : Words{0, 0, 0, 0};
+          v[k] = block < blocks ? ptx::load_far(from + block * (blocks * chunks) + i % chunks) : Words{0, 0, 0, 0};
         }
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {

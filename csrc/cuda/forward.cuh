@@ -176,32 +176,38 @@ struct Forward {
     }
   }
 
-  // K2: this group's units of the new h, (kRows, units of all blocks) in the exchange's buffer.
+  // K2: this group's units of the new h, (kRows, units of all blocks) in the exchange's buffer. Ones are NaN in every
+  // type.
   FASTRNN_DEVICE void post_step(const Group& meeting) const {
     T* to = reinterpret_cast<T*>(meeting.values(true, kRows * width() * sizeof(T))) + unit0;
 #pragma unroll 1
     for (int i = in_group; i < kRows * kChunks; i += kGroup) {
       const int c = i % kChunks * kChunk, b = i / kChunks;
-      *reinterpret_cast<Words*>(to + b * width() + c) = *reinterpret_cast<const Words*>(send + b * at.row + c);
+      *reinterpret_cast<Words*>(to + b * width() + c) =
+          *meeting.failed ? Words{~0u, ~0u, ~0u, ~0u} : *reinterpret_cast<const Words*>(send + b * at.row + c);
     }
   }
 
+  // All of h, a row by one warp.
   FASTRNN_DEVICE void collect_step(const Group& meeting) const {
     constexpr int kAtOnce = 4;  // chunks of a thread under way
-    const int chunks = width() / kChunk, total = kRows * chunks;
-    const auto* from = reinterpret_cast<const Words*>(meeting.values(false, kRows * width() * sizeof(T)));
+    const int chunks = width() / kChunk;
+    const auto* values = reinterpret_cast<const Words*>(meeting.values(false, kRows * width() * sizeof(T)));
+    const bool failed = *meeting.failed;
 #pragma unroll 1
-    for (int first = threadIdx.x; first < total; first += kAtOnce * blockDim.x) {
-      Words v[kAtOnce];
+    for (int b = threadIdx.x / 32; b < kRows; b += blockDim.x / 32)
+#pragma unroll 1
+      for (int c = lane; c < chunks; c += kAtOnce * 32) {
+        const Words* from = values + b * chunks + c;
+        auto* to = reinterpret_cast<Words*>(h + b * at.h_row) + c;
+        Words v[kAtOnce];
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (const int i = first + k * blockDim.x; i < total)
-          v[k] = *meeting.failed ? Words{~0u, ~0u, ~0u, ~0u} : ptx::load_far(from + i);  // NaN in every type
+        for (int k = 0; k < kAtOnce; ++k)
+          if (c + k * 32 < chunks) v[k] = failed ? Words{~0u, ~0u, ~0u, ~0u} : ptx::load_far(from + k * 32);
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (const int i = first + k * blockDim.x; i < total)
-          *reinterpret_cast<Words*>(h + i / chunks * at.h_row + i % chunks * kChunk) = v[k];
-    }
+        for (int k = 0; k < kAtOnce; ++k)
+          if (c + k * 32 < chunks) to[k * 32] = v[k];
+      }
     ptx::sync_block();
   }
   FASTRNN_DEVICE int width() const { return p.n.units * p.n.blocks; }

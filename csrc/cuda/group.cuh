@@ -5,7 +5,8 @@
 // A buffer is written again after one exchange: a block writes for exchange e + 2 when it has seen that all have
 // arrived at e + 1, and they arrive there after they have read what belongs to e.
 //
-// A wait has a bound. Where it was in vain, the block says so, waits for nobody any more and goes on with NaN.
+// A wait has a bound. Where it was in vain, the block says so, waits for nobody any more, takes what it would have read
+// for NaN, and sends NaN: it may write where a peer that is late still reads.
 #pragma once
 
 #include "cuda/args.h"
@@ -36,6 +37,9 @@ struct Group {
   FASTRNN_DEVICE char* values(bool next, size_t bytes) const {
     return static_cast<char*>(m.values) + (size_t(number) * 2 + ((epoch + next) & 1)) * bytes;
   }
+
+  // What sums begin with.
+  FASTRNN_DEVICE float spoilt() const { return *failed ? ptx::float_of(~0u) : 0.0f; }
 
   // This block has written its values for the next exchange.
   FASTRNN_DEVICE void arrive() const {

@@ -23,6 +23,9 @@ struct Variant {
   int exchange;
 };
 
+// Of a thread of a backward kernel, in the part that is element by element: K2 has fewer units to a block.
+FASTRNN_HD constexpr int elements(int exchange) { return exchange == kThroughGrid ? 2 : 4; }
+
 // Sizes of a call that a layout depends on.
 struct Slice {
   int units;       // of one block, a multiple of 16
@@ -58,9 +61,9 @@ struct ForwardLayout {
 
 // Backward. A step's gradients of the gates stand by rows of the batch: G of the recurrent part, that are multiplied,
 // then the input part of the split gates. shares: of the gradient of h that are received and added up; K2 adds those of
-// all blocks up to as many as there are threads for.
+// all blocks up to as many as there are threads for. rest: a warp's tiles of weights that are not in registers.
 struct BackwardLayout {
-  int gate_row, gates, split_at, shares, received, row, c_row, c_at, stage, stages, weights, lengths, total;
+  int gate_row, gates, split_at, shares, received, row, c_row, c_at, stage, stages, rest, weights, lengths, total;
 
   // values: rows of T that a step reads; two: is there a second state?
   FASTRNN_HD BackwardLayout(const Variant& v, const Slice& s, int split, int values, bool two, int warps, int size,
@@ -78,13 +81,10 @@ struct BackwardLayout {
     shares = grid ? larger(32 * warps * 4 / (s.units * rows), 1) : s.blocks;
     received = at, at += (grid ? 1 : 2) * shares * s.units * rows * 4;
     stages = at, at += kBackwardStages * stage;
-    weights = at, at += warps * in_shared(v, s) * kFragment;
+    rest = (larger(s.tiles - v.tiles, 0) + (s.rounds - 1) * s.tiles) * v.row_tiles;
+    weights = at, at += warps * rest * kFragment;
     lengths = at, at += rows * 4;
     total = at;
-  }
-  // Tiles of weights of one warp that are not in registers: only the first round's are.
-  static FASTRNN_HD constexpr int in_shared(const Variant& v, const Slice& s) {
-    return (larger(s.tiles - v.tiles, 0) + (s.rounds - 1) * s.tiles) * v.row_tiles;
   }
 };
 

@@ -69,8 +69,8 @@ Variant variant_of(const Request& r, const Facts& cell, int i) {
 
 int warps_of_backward(const Request& r, const Plan& p) {
   const int rows = 8 * p.kernel.batch, row_tiles = p.slice.units * p.slice.blocks / kUnits;
-  const int least = divide_up(p.slice.units * rows, 32 * 4);  // of four elements a thread
-  if (p.kernel.exchange == kThroughGrid) return r.warps ? larger(r.warps, least) : kMostThreads / 32;
+  const int least = divide_up(p.slice.units * rows, 32 * elements(p.kernel.exchange));
+  if (p.kernel.exchange == kThroughGrid) return r.warps ? larger(r.warps, least) : larger(kMostThreads / 32, least);
   return larger(divide_up(row_tiles, p.kernel.row_tiles), least);
 }
 
@@ -148,6 +148,8 @@ std::string too_large(const Request& r, const Limits& device, const Facts& cell,
   if (least)
     text += ": a block would need " + std::to_string((least + 1023) / 1024) + " KiB of shared memory, each of the " +
             std::to_string(device.multiprocessors) + " multiprocessors has " + std::to_string(device.shared / 1024);
+  else
+    text += ": " + std::to_string(device.multiprocessors) + " multiprocessors are too few";
   return text + "; use a smaller H, a 16-bit type or another backend";
 }
 
@@ -184,7 +186,7 @@ std::string describe(const Plan& p) {
   const bool grid = p.kernel.exchange == kThroughGrid;
   const int in_registers = p.kernel.tiles < p.slice.tiles ? p.kernel.tiles : p.slice.tiles;
   char text[320], more[96] = "";
-  if (grid) std::snprintf(more, sizeof more, ", %d batch tiles to a group one after another", p.items);
+  if (p.items > 1) std::snprintf(more, sizeof more, ", %d batch tiles to a group one after another", p.items);
   std::snprintf(text, sizeof text,
                 "%ux%u blocks of %d threads, %d to a %s with %d units each, %d batch rows, %d of %d weight tiles in "
                 "registers, %d KiB of shared memory%s",

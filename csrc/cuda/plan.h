@@ -54,7 +54,8 @@ constexpr Variant forward_variant(int i, int gates) {
 constexpr Variant backward_variant(int i) {
   const int row_tiles[] = {1, 1, 2, 4, 6}, tiles[] = {32, 32, 16, 8, 6};
   if (i < 9) return Variant{1, tiles[i / 2], row_tiles[i / 2], 1 + i % 2, i < 2 ? kAlone : kInCluster};
-  return Variant{1, i < 11 ? 4 : 8, i < 11 ? 8 : 4, 2 - i % 2, kThroughGrid};
+  const int of_grid[4][2] = {{7, 4}, {6, 4}, {4, 8}, {4, 8}};
+  return Variant{1, of_grid[i - 9][1], of_grid[i - 9][0], 2 - i % 2, kThroughGrid};
 }
 
 Plan plan(const Request& request, const Limits& limits);
