@@ -276,7 +276,7 @@ def test_automatic_choice_passes_it_over_and_says_why(emulated):
     assert choice.backend.name != "cuda"
     with fastrnn.backend("cuda"):
         choice = fastrnn.explain(fastrnn.LSTM(5, 16), torch.zeros(3, 2, 5))
-    assert "K1: 1x1 blocks of 64 threads, 1 to a cluster with 16 units each" in choice.reason
+    assert "K1: 1x1 blocks of 32 threads, 1 to a cluster with 16 units each" in choice.reason
     with pytest.raises(RuntimeError, match="the kernels have no projections"):
         fastrnn.LSTM(5, 16, proj_size=3, backend="cuda")(torch.zeros(3, 2, 5))
     with pytest.raises(RuntimeError, match=r"the kernels have no torch\.float64"):

@@ -100,7 +100,7 @@ for forward, backward, hidden in shapes:
         for races in (True, False):
             backend = Emulated()
             backend.forced = {False: forward, True: backward}
-            backend.asked = {"kernel": 2, "groups": 1, "warps": 1} if k2 else {}
+            backend.asked = {"groups": 1, "warps": 1} if k2 else {}
             EMULATOR.schedule(seed=seed, races=races)
             try:
                 assert_parity(backend, call, "bf16")
