@@ -281,8 +281,8 @@ def test_automatic_choice_passes_it_over_and_says_why(emulated):
         fastrnn.LSTM(5, 16, proj_size=3, backend="cuda")(torch.zeros(3, 2, 5))
     with pytest.raises(RuntimeError, match=r"the kernels have no torch\.float64"):
         fastrnn.LSTM(5, 16, backend="cuda", dtype=torch.float64)(torch.zeros(3, 2, 5, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="lstm with H=2400 on the chip"):
-        fastrnn.LSTM(1, 2400, backend="cuda")(torch.zeros(3, 2, 5))
+    with pytest.raises(RuntimeError, match="lstm with H=1160 on the chip"):
+        fastrnn.LSTM(5, 1160, backend="cuda")(torch.zeros(3, 2, 5))
 
 
 # The table of docs/cuda.md: number type by its first column's last words, limits by its first.
