@@ -64,7 +64,7 @@ double model(const Plan& p, const Request& r, const Facts& cell, const Limits& d
 }
 
 Variant variant_of(const Request& r, const Facts& cell, int i) {
-  return r.backward ? backward_variant(i) : forward_variant(i, cell.gates);
+  return r.backward ? backward_variant(i) : forward_variant(i, cell.gates, size_of(r.number));
 }
 
 int warps_of_backward(const Request& r, const Plan& p) {

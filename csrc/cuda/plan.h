@@ -45,10 +45,12 @@ struct Plan {
 // spill; FASTRNN's table of them (tests/cuda_kernels.json) is checked.
 constexpr int kForwardVariants = 10, kBackwardVariants = 13;
 
-constexpr Variant forward_variant(int i, int gates) {
+// size: bytes of a number. What K2 needs beside the weights is too much for 128 of them where numbers are wide.
+constexpr Variant forward_variant(int i, int gates, int size) {
   const int split[] = {1, 2, 4, 4, 8};
   const Exchange exchange[] = {kAlone, kInCluster, kInCluster, kThroughGrid, kThroughGrid};
-  return Variant{split[i / 2], (i % 2 ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2, exchange[i / 2]};
+  return Variant{split[i / 2], (i % 2 || (i >= 6 && size == 4) ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2,
+                 exchange[i / 2]};
 }
 
 constexpr Variant backward_variant(int i) {
