@@ -33,9 +33,18 @@ string(REPLACE ";" " " architectures "${FASTRNN_CUDA_ARCHS}")
 target_compile_definitions(_cuda PRIVATE FASTRNN_CUDA_ARCHS="${architectures}")
 
 set(generate)
+set(newest 0)
 foreach(arch ${FASTRNN_CUDA_ARCHS})
   list(APPEND generate "SHELL:-gencode arch=compute_${arch},code=sm_${arch}")
+  if(arch MATCHES "^[0-9]+$" AND arch GREATER newest) # 90a and the like have no PTX that others could use
+    set(newest ${arch})
+  endif()
 endforeach()
+# And PTX of the newest one, for GPUs that are newer still. Not of one without clusters: there K1's kernels for clusters are
+# empty, and a GPU that has clusters would be given them.
+if(newest GREATER_EQUAL 90)
+  list(APPEND generate "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
+endif()
 target_compile_options(
   _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${generate} --fatbin-options=--compress-all>
                 $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>)

@@ -45,11 +45,12 @@ class Emulated(Cuda):
     def __init__(self) -> None:
         super().__init__(lambda: (EMULATOR, ""), "cpu")
         self.forced: dict[bool, tuple[int, int]] = {}  # (blocks, variant)
+        self.asked: dict[str, int] = {}  # of the plan: kernel, groups, warps
 
     def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
         code, (blocks, variant) = EMULATOR.cells.index(cell), self.forced.get(backward, (0, -1))
         limits = EMULATOR.limits(0)
-        return EMULATOR.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant)
+        return EMULATOR.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant, **self.asked)
 
 
 NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}

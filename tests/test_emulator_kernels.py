@@ -174,9 +174,17 @@ BACKWARD = [
 FAMILIES = [(False, *v) for v in FORWARD] + [(True, *v) for v in BACKWARD]
 
 
+def of_kernel(kernel: int, backward: bool) -> set[int]:
+    """The variants of K1 or K2."""
+    limits, count = EMULATOR.limits(0), EMULATOR.backward_variants if backward else EMULATOR.forward_variants
+    return {
+        v for v in range(count) if not EMULATOR.plan(0, 0, backward, 1, 8, 40, limits, variant=v, kernel=kernel).error
+    }
+
+
 def test_every_variant_is_in_the_list():
-    assert {v[0] for v in FORWARD} == set(range(EMULATOR.forward_variants))
-    assert {v[0] for v in BACKWARD} == set(range(EMULATOR.backward_variants))
+    assert {v[0] for v in FORWARD} == of_kernel(1, False)
+    assert {v[0] for v in BACKWARD} == of_kernel(1, True)
 
 
 @pytest.mark.parametrize("number", ["bf16", "fp32"])
@@ -245,13 +253,13 @@ def test_no_races(emulated, cell, forward, backward):
 
 def test_a_call_that_does_not_fit_says_why(emulated):
     backend: Any = emulated("fp32")
-    plan = backend.plan("lstm", 3, False, 1, 16, 1024)
-    assert "lstm with H=1024" in plan.error
-    assert "KiB of shared memory, the device has 227" in plan.error
+    plan = backend.plan("lstm", 3, False, 1, 16, 1160)
+    assert "lstm with H=1160" in plan.error
+    assert "KiB of shared memory, each of the 132 multiprocessors has 227" in plan.error
     code = EMULATOR.cells.index("lstm")
     ampere = EMULATOR.Limits(80, 163 << 10, 1, 108)
     assert not EMULATOR.plan(code, 0, False, 1, 16, 128, ampere).error
-    assert EMULATOR.plan(code, 0, False, 1, 16, 256, ampere).error
+    assert EMULATOR.plan(code, 0, False, 1, 16, 256, ampere, kernel=1).error
     assert "8.0 or later" in EMULATOR.plan(code, 0, False, 1, 16, 64, EMULATOR.Limits(75, 64 << 10, 1, 40)).error
     assert "multiple of 8" in EMULATOR.plan(code, 0, False, 1, 16, 65, ampere).error
 
@@ -291,13 +299,13 @@ def test_automatic_choice_passes_it_over_and_says_why(emulated):
     assert choice.backend.name != "cuda"
     with fastrnn.backend("cuda"):
         choice = fastrnn.explain(fastrnn.LSTM(5, 16), torch.zeros(3, 2, 5))
-    assert "1 to a cluster with 16 units each" in choice.reason
+    assert "K1: 1x1 blocks of 32 threads, 1 to a cluster with 16 units each" in choice.reason
     with pytest.raises(RuntimeError, match="the kernels have no projections"):
         fastrnn.LSTM(5, 16, proj_size=3, backend="cuda")(torch.zeros(3, 2, 5))
     with pytest.raises(RuntimeError, match=r"the kernels have no torch\.float64"):
         fastrnn.LSTM(5, 16, backend="cuda", dtype=torch.float64)(torch.zeros(3, 2, 5, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="lstm with H=1024 on the chip"):
-        fastrnn.LSTM(5, 1024, backend="cuda")(torch.zeros(3, 2, 5))
+    with pytest.raises(RuntimeError, match="lstm with H=1160 on the chip"):
+        fastrnn.LSTM(5, 1160, backend="cuda")(torch.zeros(3, 2, 5))
 
 
 # The table of docs/cuda.md: number type by its first column's last words, limits by its first.
@@ -316,5 +324,5 @@ def test_the_documented_sizes_are_the_plans():
                 code, number = EMULATOR.cells.index(cell), 0 if numbers == "16 bits" else 3
                 unit = 8 if number == 0 else 4
                 for hidden, fits in ((documented, True), (documented + unit, False)):
-                    found = EMULATOR.plan(code, number, bool(backward), 1, 16, hidden, limits)
+                    found = EMULATOR.plan(code, number, bool(backward), 1, 16, hidden, limits, kernel=1)
                     assert (not found.error) == fits, (device, numbers, cell, backward, hidden)

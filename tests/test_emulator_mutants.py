@@ -17,7 +17,7 @@ import pytest
 from emulator_support import EMULATOR, ROOT, needs_emulator
 
 pytestmark = [needs_emulator, pytest.mark.slow]
-FORWARD, BACKWARD = "forward.cuh", "backward.cuh"
+FORWARD, BACKWARD, GROUP = "forward.cuh", "backward.cuh", "group.cuh"
 CLUSTER_BARRIER = "    ptx::cluster_arrive();\n    ptx::cluster_wait();\n  }\n  ptx::sync_block();"
 # what is wrong: (file, text, text in its place)
 MUTANTS = {
@@ -31,8 +31,8 @@ MUTANTS = {
     "no cluster barrier at the start": (FORWARD, CLUSTER_BARRIER, "  }\n  ptx::sync_block();"),
     "no wait for x": (FORWARD, "ptx::copy_wait<kForwardStages - 2>();", ""),
     "no barrier before the sums": (FORWARD, "    f.sync_group();\n    f.fetch", "    f.fetch"),
-    "no barrier before h is sent": (FORWARD, "    f.sync_group();\n    if (kCluster", "    if (kCluster"),
-    "one buffer of h": (FORWARD, "const int now = n & 1;", "const int now = 0;"),
+    "no barrier before h is sent": (FORWARD, "    f.sync_group();\n    if (n + 1", "    if (n + 1"),
+    "one buffer of h": (FORWARD, "const int now = F::kGrid ? 0 : n & 1;", "const int now = 0;"),
     "too few stages of x": (
         FORWARD,
         "f.fetch(rows, n + kForwardStages - 1);",
@@ -44,27 +44,63 @@ MUTANTS = {
     "backward: no wait for shares": (BACKWARD, "ptx::mbarrier_wait(f.barrier + 8 * now, (n - 1) >> 1 & 1);", ""),
     "backward: no cluster barrier at the start": (BACKWARD, CLUSTER_BARRIER, "  }\n  ptx::sync_block();"),
     "backward: one buffer of gates": (BACKWARD, "(n & 1) * F::kRows * f.at.gate_row", "0 * F::kRows * f.at.gate_row"),
-    "backward: shares of the other buffer": (BACKWARD, "f.share(n & 1, from", "f.share(~n & 1, from"),
+    "backward: shares of the other buffer": (BACKWARD, "F::kGrid ? 0 : n & 1, from", "~n & 1, from"),
     "backward: no barrier after the step": (BACKWARD, "    ptx::sync_block();\n    f.fetch", "    f.fetch"),
     "backward: waits for too little": (BACKWARD, "copy_wait<kBackwardStages - 3>", "copy_wait<kBackwardStages - 2>"),
     "backward: gradient across a reset": (BACKWARD, "if (n > 0 && !cut[i])", "if (n > 0)"),
     "backward: initial state of a reverse row": (BACKWARD, "t + 1 < lengths[b] ? t + 1", "t + 1 < p.n.T ? t + 1"),
     "backward: gradient stops at the end": (BACKWARD, "live ? plain(back[0]) : dh", "live ? plain(back[0]) : 0.0f"),
-    "backward: share of a peer lost": (BACKWARD, "from < f.p.n.blocks;", "from < f.p.n.blocks - (f.p.n.blocks > 1);"),
+    "backward: share of a peer lost": (BACKWARD, "from < f.at.shares;", "from < f.at.shares - (f.at.shares > 1);"),
+    "K2: no wait": (FORWARD, "        meeting.wait();\n", "        ++meeting.epoch;\n        ptx::sync_block();\n"),
+    "K2: waits for the epoch before": (GROUP, "flag_wait(flags + i, epoch)", "flag_wait(flags + i, epoch - 1)"),
+    "K2: waits for all but one": (GROUP, "i < blocks;", "i < blocks - 1;"),
+    "K2: no fence before the flag": (GROUP, "      ptx::fence();\n", ""),
+    "K2: no barrier before the flag": (GROUP, "arrive() const {\n    ptx::sync_block();", "arrive() const {"),
+    "K2: one buffer": (GROUP, "((epoch + next) & 1)", "0"),
+    "K2: epochs of the launch before": (GROUP, "m.flags[0] += exchanges, ", ""),
+    "K2: those that have left are counted on": (GROUP, ", m.flags[1] = 0", ""),
+    "K2: the units of another block": (FORWARD, "sizeof(T))) + unit0;", "sizeof(T))) + (unit0 + kUnits) % width();"),
+    "K2: no barrier after h has come": (FORWARD, "= v[k];\n      }\n    ptx::sync_block();", "= v[k];\n      }"),
+    "K2: no barrier between tiles": (FORWARD, "      ptx::sync_block();\n      if (i == first", "      if (i == first"),
+    "K2: weights of the other direction": (FORWARD, "if (i == first || i % tiles == 0)", "if (i == first)"),
+    "K2 backward: no wait": (
+        BACKWARD,
+        "        meeting.wait();\n",
+        "        ++meeting.epoch;\n        ptx::sync_block();\n",
+    ),
+    "K2 backward: no fence before the flag": (GROUP, "      ptx::fence();\n", ""),
+    "K2 backward: one buffer": (GROUP, "((epoch + next) & 1)", "0"),
+    "K2 backward: to the wrong block": (
+        BACKWARD,
+        "(size_t(rank) * width()",
+        "(size_t(rank ^ 1) % p.n.blocks * width()",
+    ),
+    "K2 backward: rounds lost": (BACKWARD, "if (row_tile(round, 0) * 16 < width())", "if (row_tile(round, 0) < 0)"),
+    "K2 backward: no barrier after the shares": (
+        BACKWARD,
+        "= sum[k];\n    }\n    ptx::sync_block();",
+        "= sum[k];\n    }",
+    ),
 }
 # Prints the first thing that goes wrong; the right kernels pass all runs.
 PROGRAM = """
+import sys
 import torch
 from emulator_support import EMULATOR, Emulated
 from engine_support import Case
+from test_emulator_grid import SHAPES
 from test_emulator_kernels import BOTH, PAIRS, assert_parity, make
 torch.use_deterministic_algorithms(True)
-call = make(Case("lstm", T=8, B=5, I=3, H=72, lengths=True, resets=True, reverse=BOTH), "bf16")
-for forward, backward in PAIRS:
+k2 = sys.argv[1] == "2"
+sizes = Case("lstm", T=4 if k2 else 8, B=11 if k2 else 5, I=3, lengths=True, resets=True, reverse=BOTH)
+shapes = [(f[::-1], b[::-1], hidden) for f, b, hidden in SHAPES] if k2 else [(*pair, 72) for pair in PAIRS]
+for forward, backward, hidden in shapes:
+    call = make(sizes._replace(H=hidden), "bf16")
     for seed in range(3):
         for races in (True, False):
             backend = Emulated()
             backend.forced = {False: forward, True: backward}
+            backend.asked = {"groups": 1, "warps": 1} if k2 else {}
             EMULATOR.schedule(seed=seed, races=races)
             try:
                 assert_parity(backend, call, "bf16")
@@ -73,17 +109,15 @@ for forward, backward in PAIRS:
 """
 
 
-def build(folder: Path, changed: tuple[str, str, str] | None) -> Path:
+def build(folder: Path, changed: tuple[str, str, str] | None, direction: str = "forward") -> Path:
     """The emulator with one kernel of the changed text; its folder."""
     made = Path(EMULATOR.__file__)
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    direction = "forward"
     if changed is not None:
         path = folder / "csrc" / "cuda" / changed[0]
         text = path.read_text()
         assert changed[1] in text, f"{changed[0]} has no {changed[1]!r}"
         path.write_text(text.replace(changed[1], changed[2]))
-        direction = path.stem
     source = f"{direction}_Lstm_Bf16.cpp"
     commands = json.loads((made.parent / "compile_commands.json").read_text())
     entry = next(c for c in commands if c["file"].endswith(source))
@@ -98,19 +132,21 @@ def build(folder: Path, changed: tuple[str, str, str] | None) -> Path:
     return folder
 
 
-def outcome(folder: Path) -> str:
+def outcome(folder: Path, kernel: str) -> str:
     environment = {**os.environ, "FASTRNN_EMULATOR_PATH": str(folder), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, kernel], env=environment, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == bool(done.stderr)
     return done.stderr
 
 
-def test_the_right_kernels_pass(tmp_path):
-    assert outcome(build(tmp_path, None)) == ""
+@pytest.mark.parametrize("kernel", ["1", "2"])
+def test_the_right_kernels_pass(tmp_path, kernel):
+    assert outcome(build(tmp_path, None), kernel) == ""
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(tmp_path, name):
-    assert outcome(build(tmp_path, MUTANTS[name]))
+    direction = "backward" if "backward: " in name else "forward"
+    assert outcome(build(tmp_path, MUTANTS[name], direction), "2" if name.startswith("K2") else "1")

@@ -23,8 +23,16 @@ Sizes sizes_of(const Plan& plan, const std::vector<int64_t>& sizes) {
   if (sizes.size() != 5) throw py::value_error("fastrnn: a malformed call");
   for (int i = 0; i < 4; ++i)
     if (sizes[i] < 0 || sizes[i] > INT32_MAX) throw py::value_error("fastrnn: a size beyond 32 bits");
-  return {int(sizes[0]),    int(sizes[1]),     int(sizes[2]),    int(sizes[3]),
-          plan.slice.units, plan.slice.blocks, plan.slice.tiles, uint32_t(sizes[4])};
+  const Slice& s = plan.slice;
+  return {int(sizes[0]), int(sizes[1]), int(sizes[2]), int(sizes[3]),     s.units,
+          s.blocks,      s.tiles,       s.rounds,      uint32_t(sizes[4])};
+}
+
+// flags, exchange, error
+Meeting meeting_of(const Plan& plan, const Address* a) {
+  if (plan.kernel.exchange == kThroughGrid && !(a[0] && a[1] && a[2]))
+    throw py::value_error("fastrnn: no memory to meet in");
+  return {at<uint64_t>(a[0]), at<void>(a[1]), at<int>(a[2]), plan.items};
 }
 
 void check_alignment(const std::vector<Address>& a, int tensors) {
@@ -34,7 +42,7 @@ void check_alignment(const std::vector<Address>& a, int tensors) {
 
 void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
              Address stream, int x_blocks) {
-  if (a.size() != 12) throw py::value_error("fastrnn: a malformed call");
+  if (a.size() != 15) throw py::value_error("fastrnn: a malformed call");
   ForwardArgs args;
   args.n = sizes_of(plan, sizes);
   args.x = at<void>(a[0]), args.weights = at<void>(a[1]), args.bias = at<void>(a[2]);
@@ -42,6 +50,7 @@ void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>&
   args.hn = at<void>(a[6]), args.cn = at<void>(a[7]), args.tape = at<void>(a[8]);
   args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.lengths = at<int64_t>(a[10]),
   args.resets = at<uint8_t>(a[11]);
+  args.meeting = meeting_of(plan, &a[12]);
   check_alignment(a, 10);
   py::gil_scoped_release release;
   launch(plan, cell, NumberId(number), args, at<void>(stream));
@@ -49,13 +58,14 @@ void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>&
 
 void backward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
               Address stream) {
-  if (a.size() != 15) throw py::value_error("fastrnn: a malformed call");
+  if (a.size() != 18) throw py::value_error("fastrnn: a malformed call");
   BackwardArgs args;
   args.n = sizes_of(plan, sizes);
   args.weights = at<void>(a[0]), args.tape = at<void>(a[1]), args.c = at<float>(a[2]), args.y = at<void>(a[3]);
   args.h0 = at<void>(a[4]), args.c0 = at<float>(a[5]), args.dy = at<void>(a[6]), args.dhn = at<void>(a[7]);
   args.dcn = at<void>(a[8]), args.dc = at<void>(a[9]), args.dgates = at<void>(a[10]), args.dh0 = at<void>(a[11]);
   args.dc0 = at<void>(a[12]), args.lengths = at<int64_t>(a[13]), args.resets = at<uint8_t>(a[14]);
+  args.meeting = meeting_of(plan, &a[15]);
   check_alignment(a, 13);
   py::gil_scoped_release release;
   launch(plan, cell, NumberId(number), args, at<void>(stream));
@@ -85,18 +95,25 @@ void bind_gpu(py::module_& module) {
       .def_property_readonly("units", [](const Plan& p) { return p.slice.units; })
       .def_property_readonly("tiles", [](const Plan& p) { return p.slice.tiles; })
       .def_readonly("depth", &Plan::depth)
+      .def_property_readonly("kernel", [](const Plan& p) { return p.kernel.exchange == kThroughGrid ? 2 : 1; })
+      .def_property_readonly("flags", [](const Plan& p) { return kMeetingHeader + p.grid_x; })
+      .def_property_readonly("rounds", [](const Plan& p) { return p.slice.rounds; })
+      .def_readonly("exchange", &Plan::exchange)
+      .def_readonly("items", &Plan::items)
       .def_property_readonly("register_tiles", [](const Plan& p) { return p.kernel.tiles; })
       .def_property_readonly("batch", [](const Plan& p) { return 8 * p.kernel.batch; });
   module.def("limits", &limits, py::arg("device"));
   module.def(
       "plan",
-      [](int cell, int number, bool backward, int S, int B, int H, const Limits& device, int blocks, int variant) {
+      [](int cell, int number, bool backward, int S, int B, int H, const Limits& device, int blocks, int variant,
+         int kernel, int groups, int warps) {
         Request r{cell, NumberId(number), backward, S, B, H};
-        r.blocks = blocks, r.variant = variant;
+        r.blocks = blocks, r.variant = variant, r.kernel = kernel, r.groups = groups, r.warps = warps;
         return plan(r, device);
       },
       py::arg("cell"), py::arg("number"), py::arg("backward"), py::arg("S"), py::arg("B"), py::arg("H"),
-      py::arg("limits"), py::arg("blocks") = 0, py::arg("variant") = -1);
+      py::arg("limits"), py::arg("blocks") = 0, py::arg("variant") = -1, py::arg("kernel") = 0, py::arg("groups") = 0,
+      py::arg("warps") = 0);
   module.def("exists", [](int cell, int number, bool backward, int variant) {
     return exists(Request{cell, NumberId(number), backward, 1, 1, 1}, variant);
   });

@@ -8,8 +8,18 @@ namespace fastrnn {
 
 struct Sizes {
   int T, B, H, S;
-  int units, blocks, tiles;  // the plan's Slice
-  uint32_t reverse;          // bit s: stream s runs from the last step to the first
+  int units, blocks, tiles, rounds;  // the plan's Slice
+  uint32_t reverse;                  // bit s: stream s runs from the last step to the first
+};
+
+constexpr int kMeetingHeader = 2;  // flags before those of the blocks
+
+// Where the blocks of K2 meet (group.cuh); nulls for K1.
+struct Meeting {
+  uint64_t* flags;  // exchanges of the launches before, blocks that have left, then one of each block; zeros at first
+  void* values;     // of each group two buffers, of the plan's size; undefined
+  int* error;       // becomes 1 where a wait was in vain
+  int items;        // pairs of a stream and a batch tile that a group works on, one after another
 };
 
 struct ForwardArgs {
@@ -27,6 +37,7 @@ struct ForwardArgs {
   const int64_t* lengths;  // (B,), or null
   const uint8_t* resets;   // (T, B), or null: a boundary between t - 1 and t; false beyond a row's length
   int x_blocks;            // G or more
+  Meeting meeting;
 };
 
 struct BackwardArgs {
@@ -47,6 +58,7 @@ struct BackwardArgs {
   void* dc0;               // likewise
   const int64_t* lengths;  // as in the forward
   const uint8_t* resets;
+  Meeting meeting;
 };
 
 }  // namespace fastrnn

@@ -13,7 +13,7 @@ template <class Cell, class Number, int kVariant>
 constexpr BackwardKernel backward_entry() {
   constexpr Variant v = backward_variant(kVariant);
   if constexpr (backward_exists(kVariant, Cell::kGates, sizeof(typename Number::Storage)))
-    return backward<Cell, Number, v.row_tiles, v.tiles, v.batch, v.cluster>;
+    return backward<Cell, Number, v.row_tiles, v.tiles, v.batch, v.exchange>;
   else
     return nullptr;
 }

@@ -12,8 +12,10 @@ namespace fastrnn {
 template <class Cell, class Number, int... I>
 ForwardKernel pick_forward(int variant, std::integer_sequence<int, I...>) {
   static const ForwardKernel all[] = {
-      forward<Cell, Number, forward_variant(I, Cell::kGates).split, forward_variant(I, Cell::kGates).tiles,
-              forward_variant(I, Cell::kGates).batch, forward_variant(I, Cell::kGates).cluster>...};
+      forward<Cell, Number, forward_variant(I, Cell::kGates, sizeof(typename Number::Storage)).split,
+              forward_variant(I, Cell::kGates, sizeof(typename Number::Storage)).tiles,
+              forward_variant(I, Cell::kGates, sizeof(typename Number::Storage)).batch,
+              forward_variant(I, Cell::kGates, sizeof(typename Number::Storage)).exchange>...};
   return all[variant];
 }
 

@@ -1,7 +1,10 @@
 // Launches on a GPU.
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <tuple>
 
 #include "cuda/find.cuh"
 #include "cuda/launch.h"
@@ -28,6 +31,22 @@ int largest_cluster(int capability) {
   return capability == 90 || capability == 100 || capability == 103 ? 16 : 8;
 }
 
+// Is there room for one cluster at least? On some devices no 16 multiprocessors lie together that are all in use. The
+// answer is kept: the question takes longer than a launch.
+void require_room(const void* entry, const cudaLaunchConfig_t& config, const Plan& plan) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, int>, int> known;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.try_emplace({entry, device, plan.slice.blocks, plan.shared}, -1).first;
+  if (found->second < 0)
+    check(cudaOccupancyMaxActiveClusters(&found->second, entry, &config), "cudaOccupancyMaxActiveClusters", &plan);
+  if (found->second == 0)
+    throw std::runtime_error("CUDA: the device has no room for a cluster of " + std::to_string(plan.slice.blocks) +
+                             " blocks; the plan was " + describe(plan) + "; use another backend");
+}
+
 template <class Args>
 void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
   const void* entry = reinterpret_cast<const void*>(kernel);
@@ -37,14 +56,19 @@ void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream)
   config.blockDim = dim3(unsigned(plan.threads));
   config.dynamicSmemBytes = size_t(plan.shared);
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute cluster{};
-  if (plan.kernel.cluster) {
+  cudaLaunchAttribute attribute{};
+  if (plan.kernel.exchange == kInCluster) {
     if (plan.slice.blocks > 8)
       check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", &plan);
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = unsigned(plan.slice.blocks);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster, config.numAttrs = 1;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(plan.slice.blocks);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
+    require_room(entry, config, plan);
+  } else if (plan.kernel.exchange == kThroughGrid) {  // the launch fails where not all blocks are resident at once
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.attrs = &attribute, config.numAttrs = 1;
   }
   void* arguments[] = {const_cast<Args*>(&args)};
   check(cudaLaunchKernelExC(&config, entry, arguments), "launch", &plan);

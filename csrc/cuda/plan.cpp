@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <cstdio>
+#include <vector>
 
 #include "cells/list.h"
 
@@ -8,6 +9,7 @@ namespace fastrnn {
 namespace {
 
 constexpr int kMostThreads = 256;
+constexpr int kMostUnits = 128;  // of a block of K2
 
 struct Facts {
   const char* name;
@@ -24,27 +26,67 @@ int size_of(NumberId n) { return n == NumberId::Bf16 || n == NumberId::Fp16 ? 2 
 int round_up(int a, int to) { return (a + to - 1) / to * to; }
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// Cycles of one step, in which all clusters that fit run side by side and the others wait for them. The constants are
-// from published rates and latencies of sm_90 and have not been fitted to measurements: they rank, they do not predict.
+// The model's constants: from published rates and latencies of sm_90, in cycles, to be fitted to measurements on a GPU.
+// Until then they rank kernels, they do not predict times.
+namespace modelled {
+constexpr double kProduct = 6.4;                      // of one mma on one of four tensor cores
+constexpr double kElement = 90;                       // of a cell's arithmetic in one thread
+constexpr double kSharedBytes = 128;                  // of weights in shared memory, a cycle
+constexpr double kAlone = 60;                         // to exchange h within a block
+constexpr double kCluster = 650, kClusterBlock = 15;  // within a cluster, and for each block of it
+constexpr double kGrid = 1700, kGridBlock = 1;        // through the L2 cache, flags included
+constexpr double kGridBytes = 24;                     // of L2 traffic, a cycle and multiprocessor
+constexpr double kStep = 250;                         // all else
+}  // namespace modelled
+
+// Cycles of one step over the whole batch: what cannot run side by side adds up.
 double model(const Plan& p, const Request& r, const Facts& cell, const Limits& device) {
   const double products = r.number == NumberId::Fp32 ? 3 : 1;
-  const double per_product = 6.4;  // of one mma on one of four tensor cores
-  const double exchange = p.slice.blocks == 1 ? 60 : 650 + 15 * p.slice.blocks;
-  const double per_element = 90;  // of a cell's arithmetic in one thread
-  const int warps = p.threads / 32, rows = 8 * p.kernel.batch;
-  const double row_tiles = r.backward ? p.kernel.row_tiles : cell.gates;
-  const double issued = p.slice.tiles * row_tiles * p.kernel.batch * products * per_product * divide_up(warps, 4);
-  const double read = double(larger(p.slice.tiles - p.kernel.tiles, 0)) * row_tiles * warps * kFragment / 128;
-  const double elements = double(p.slice.units) * rows / p.threads * per_element;
-  const double clusters = double(p.grid_x) / p.slice.blocks * p.grid_y;
+  const int warps = p.threads / 32, rows = 8 * p.kernel.batch, blocks = p.slice.blocks;
+  const double row_tiles = r.backward ? p.kernel.row_tiles * p.slice.rounds : cell.gates;
+  const double issued =
+      p.slice.tiles * row_tiles * p.kernel.batch * products * modelled::kProduct * divide_up(warps, 4);
+  const double kept = double(larger(p.kernel.tiles < p.slice.tiles ? p.kernel.tiles : p.slice.tiles, 0)) *
+                      (r.backward ? p.kernel.row_tiles : cell.gates);  // weight tiles of a warp in registers
+  const double read = (p.slice.tiles * row_tiles - kept) * warps * kFragment / modelled::kSharedBytes;
+  const double elements = double(p.slice.units) * rows / p.threads * modelled::kElement;
+  const double step = issued + read + elements + modelled::kStep;
+  if (p.kernel.exchange == kThroughGrid) {
+    const double bytes = r.backward ? 2.0 * rows * p.slice.units * blocks * 4
+                                    : double(rows) * p.slice.units * blocks * size_of(r.number);
+    return p.items * (step + modelled::kGrid + modelled::kGridBlock * blocks + bytes / modelled::kGridBytes);
+  }
+  const double clusters = double(p.grid_x) / blocks * p.grid_y;
   // A cluster lies within one GPC, of 16 multiprocessors that can be counted on.
-  const int resident =
-      p.slice.blocks == 1 ? device.multiprocessors : larger(device.multiprocessors / 16 * (16 / p.slice.blocks), 1);
-  return divide_up(int(clusters), resident) * (issued + read + elements + exchange + 250);
+  const int resident = blocks == 1 ? device.multiprocessors : larger(device.multiprocessors / 16 * (16 / blocks), 1);
+  const double exchange = blocks == 1 ? modelled::kAlone : modelled::kCluster + modelled::kClusterBlock * blocks;
+  return divide_up(int(clusters), resident) * (step + exchange);
 }
 
 Variant variant_of(const Request& r, const Facts& cell, int i) {
-  return r.backward ? backward_variant(i) : forward_variant(i, cell.gates);
+  return r.backward ? backward_variant(i) : forward_variant(i, cell.gates, size_of(r.number));
+}
+
+int warps_of_backward(const Request& r, const Plan& p) {
+  const int rows = 8 * p.kernel.batch, row_tiles = p.slice.units * p.slice.blocks / kUnits;
+  const int least = divide_up(p.slice.units * rows, 32 * elements(p.kernel.exchange));
+  if (p.kernel.exchange == kThroughGrid) return r.warps ? larger(r.warps, least) : larger(kMostThreads / 32, least);
+  return larger(divide_up(row_tiles, p.kernel.row_tiles), least);
+}
+
+// K2: as many groups as fit side by side, each with an equal number of batch tiles.
+void divide_grid(Plan& p, const Request& r, const Limits& device) {
+  const int rows = 8 * p.kernel.batch, all = r.S * divide_up(r.B, rows), blocks = p.slice.blocks;
+  const int most = r.groups ? r.groups : device.multiprocessors / blocks;
+  if (most < 1) {
+    p.error = "multiprocessors";
+    return;
+  }
+  p.items = divide_up(all, most);
+  const int groups = divide_up(all, p.items);
+  const size_t values = size_t(p.slice.units) * blocks * rows;  // of one exchange, all blocks to one
+  p.exchange = size_t(groups) * 2 * (r.backward ? values * blocks * 4 : values * size_of(r.number));
+  p.grid_x = unsigned(groups * blocks), p.grid_y = 1;
 }
 
 // One candidate; an error if it does not fit.
@@ -56,10 +98,10 @@ Plan attempt(const Request& r, const Limits& device, const Facts& cell, int vari
   p.slice.blocks = blocks;
   p.slice.units = round_up(divide_up(r.H, blocks), kUnits);
   if (r.backward) {
-    const int row_tiles = p.slice.units * blocks / kUnits;
-    const int warps = larger(divide_up(row_tiles, p.kernel.row_tiles), divide_up(p.slice.units * rows, 32 * 4));
+    const int warps = warps_of_backward(r, p);
     p.threads = 32 * warps;
     p.slice.tiles = round_up(divide_up(cell.gates * p.slice.units, tile), 2);
+    p.slice.rounds = divide_up(p.slice.units * blocks / kUnits, warps * p.kernel.row_tiles);
     p.shared =
         BackwardLayout(p.kernel, p.slice, cell.split, cell.tape + 1 + cell.history, cell.two, warps, size, tile).total;
   } else {
@@ -69,12 +111,26 @@ Plan attempt(const Request& r, const Limits& device, const Facts& cell, int vari
   }
   p.depth = p.slice.tiles * tile;
   p.grid_x = unsigned(divide_up(r.B, rows) * blocks), p.grid_y = unsigned(r.S);
+  if (p.kernel.exchange == kThroughGrid) divide_grid(p, r, device);
   if (p.threads > kMostThreads)
     p.error = "threads";
-  else if (p.shared > device.shared)
+  else if (p.error.empty() && p.shared > device.shared)
     p.error = "shared memory";
   p.cycles = model(p, r, cell, device);
   return p;
+}
+
+// The numbers of blocks that a kernel may run with, one batch tile to all of them.
+std::vector<int> block_counts(const Request& r, const Limits& device, int exchange) {
+  if (r.blocks) return (exchange == kAlone) == (r.blocks == 1) ? std::vector<int>{r.blocks} : std::vector<int>{};
+  std::vector<int> counts;
+  if (exchange == kAlone) counts = {1};
+  if (exchange == kInCluster)
+    for (int blocks = 2; blocks <= device.cluster; ++blocks) counts.push_back(blocks);
+  if (exchange == kThroughGrid)
+    for (int units = kUnits; units <= kMostUnits && units < r.H; units += kUnits)
+      counts.push_back(divide_up(r.H, units));
+  return counts;
 }
 
 std::string check(const Request& r) {
@@ -90,8 +146,10 @@ std::string too_large(const Request& r, const Limits& device, const Facts& cell,
   std::string text = std::string("no kernel keeps the weights of ") + cell.name + (r.backward ? ", backward," : "") +
                      " with H=" + std::to_string(r.H) + " on the chip";
   if (least)
-    text += ": a block would need " + std::to_string((least + 1023) / 1024) + " KiB of shared memory, the device has " +
-            std::to_string(device.shared / 1024);
+    text += ": a block would need " + std::to_string((least + 1023) / 1024) + " KiB of shared memory, each of the " +
+            std::to_string(device.multiprocessors) + " multiprocessors has " + std::to_string(device.shared / 1024);
+  else
+    text += ": " + std::to_string(device.multiprocessors) + " multiprocessors are too few";
   return text + "; use a smaller H, a 16-bit type or another backend";
 }
 
@@ -113,12 +171,12 @@ Plan plan(const Request& r, const Limits& device) {
   int least = 0;  // shared memory, of all candidates
   for (int v = 0; v < (r.backward ? kBackwardVariants : kForwardVariants); ++v) {
     if ((r.variant >= 0 && v != r.variant) || !exists(r, v)) continue;
-    const bool cluster = variant_of(r, cell, v).cluster;
-    for (int blocks = cluster ? 2 : 1; blocks <= (cluster ? device.cluster : 1); ++blocks) {
-      if (r.blocks && blocks != r.blocks) continue;
+    const int exchange = variant_of(r, cell, v).exchange;
+    if (r.kernel && r.kernel != (exchange == kThroughGrid ? 2 : 1)) continue;
+    for (const int blocks : block_counts(r, device, exchange)) {
       const Plan p = attempt(r, device, cell, v, blocks);
-      if (p.error == "threads" || (blocks > 1 && p.slice.units * (blocks - 1) >= r.H))
-        continue;  // a block without work
+      if (p.error == "threads" || p.error == "multiprocessors" || (blocks > 1 && p.slice.units * (blocks - 1) >= r.H))
+        continue;  // the last: a block without work
       if (!least || p.shared < least) least = p.shared;
       if (p.error.empty() && (best.variant < 0 || p.cycles < best.cycles)) best = p;
     }
@@ -129,14 +187,16 @@ Plan plan(const Request& r, const Limits& device) {
 
 std::string describe(const Plan& p) {
   if (!p.error.empty()) return p.error;
-  char text[256];
-  std::snprintf(
-      text, sizeof text,
-      "%ux%u blocks of %d threads, %d to a cluster with %d units each, %d batch rows, %d of %d weight tiles in "
-      "registers, %d KiB of shared memory",
-      p.grid_x, p.grid_y, p.threads, p.slice.blocks, p.slice.units, 8 * p.kernel.batch,
-      p.kernel.tiles < p.slice.tiles ? p.kernel.tiles : p.slice.tiles, p.slice.tiles, (p.shared + 1023) / 1024);
-  return text;
+  const bool grid = p.kernel.exchange == kThroughGrid;
+  const int in_registers = p.kernel.tiles < p.slice.tiles ? p.kernel.tiles : p.slice.tiles;
+  char text[320], more[96] = "";
+  if (p.items > 1) std::snprintf(more, sizeof more, ", %d batch tiles to a group one after another", p.items);
+  std::snprintf(text, sizeof text,
+                "%ux%u blocks of %d threads, %d to a %s with %d units each, %d batch rows, %d of %d weight tiles in "
+                "registers, %d KiB of shared memory%s",
+                p.grid_x, p.grid_y, p.threads, p.slice.blocks, grid ? "group of the grid" : "cluster", p.slice.units,
+                8 * p.kernel.batch, in_registers, p.slice.tiles * p.slice.rounds, (p.shared + 1023) / 1024, more);
+  return (grid ? "K2: " : "K1: ") + std::string(text);
 }
 
 }  // namespace fastrnn

@@ -104,19 +104,37 @@ FASTRNN_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-FASTRNN_DEVICE void flag_add(unsigned* flag, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+// ---- flags in global memory, by which blocks that are no cluster hear of each other
+FASTRNN_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+FASTRNN_DEVICE void flag_set(uint64_t* flag, uint64_t value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
-// Waits until the flag has reached `value`; false when kPatience clock cycles, some seconds, were not enough.
-FASTRNN_DEVICE bool flag_poll(const unsigned* flag, unsigned value) {
-  constexpr long long kPatience = 8'000'000'000;
-  const long long start = clock64();
-  unsigned seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    if (int(seen - value) >= 0) return true;
-  } while (clock64() - start < kPatience);
-  return false;
+FASTRNN_DEVICE uint64_t flag_add(uint64_t* flag, uint64_t value) {
+  uint64_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(flag), "l"(value) : "memory");
+  return before;
+}
+// Waits until the flag has reached `value`; false when kPatience nanoseconds were not enough.
+FASTRNN_DEVICE bool flag_wait(const uint64_t* flag, uint64_t value) {
+  constexpr uint64_t kPatience = 5'000'000'000;
+  uint64_t seen, now, end = 0;
+  for (unsigned looks = 1;; ++looks) {
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(flag) : "memory");
+    if (seen >= value) return true;
+    if (looks % 256) continue;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    if (end == 0) end = now + kPatience;
+    if (now > end) return false;
+  }
+}
+// What another block has written, past this multiprocessor's own cache.
+FASTRNN_DEVICE Words load_far(const Words* p) {
+  Words v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
 }
 
 // ---- tensor cores. Fragments by 32-bit words, the same for all types: word i of A is (row g + 8 (i % 2),

@@ -9,14 +9,18 @@ namespace fastrnn {
 
 template <class Number, int M, int kTiles>
 struct Stationary {
-  uint32_t w[M][kTiles][4];
+  uint32_t w[M][kTiles ? kTiles : 1][4];
   uint32_t* rest;  // [tiles - kTiles][M][lane][4]
   int tiles, lane;
+
+  FASTRNN_DEVICE void place(char* shared, int number_of_tiles, int this_lane) {
+    rest = reinterpret_cast<uint32_t*>(shared), tiles = number_of_tiles, lane = this_lane;
+  }
 
   // word(m, k, i) is word i of this lane's fragment of row tile m and tile k.
   template <class Word>
   FASTRNN_DEVICE void load(char* shared, int number_of_tiles, int this_lane, const Word& word) {
-    rest = reinterpret_cast<uint32_t*>(shared), tiles = number_of_tiles, lane = this_lane;
+    place(shared, number_of_tiles, this_lane);
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll

@@ -24,7 +24,7 @@ void run(Kernel kernel, const Plan& plan, const Args& args) {
   simt::Launch shape;
   shape.grid = {plan.grid_x, plan.grid_y, 1};
   shape.threads = plan.threads, shape.shared = size_t(plan.shared);
-  shape.cluster = plan.kernel.cluster ? plan.slice.blocks : 1;
+  shape.cluster = plan.kernel.exchange == kInCluster ? plan.slice.blocks : 1;
   emulator_stats() = simt::launch(shape, [&] { kernel(args); }, emulator_options());
 }
 

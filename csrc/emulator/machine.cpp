@@ -179,7 +179,7 @@ bool Machine::deliver_or_poll() {
     flags_changed = false;
     std::vector<Thread*> still;
     for (Thread* t : polling) {
-      if (int(*t->flag - t->wanted) >= 0)
+      if (*t->flag >= t->wanted)
         make_ready(t);
       else
         still.push_back(t);

@@ -49,9 +49,10 @@ struct Thread {
   State state = kReady;
   const char* what = "start";  // where it waits
   Site site;
-  const unsigned* flag = nullptr;  // what it polls
-  unsigned wanted = 0;
+  const uint64_t* flag = nullptr;  // what it polls
+  uint64_t wanted = 0;
   bool expired = false;
+  Clock fenced;  // at its last fence
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
   bool arrived = false;  // at the cluster's barrier, in phase
@@ -126,7 +127,7 @@ struct Machine {
   std::string error;
   Stats stats;
   std::unique_ptr<Races> races;
-  std::map<const unsigned*, Clock> flags;
+  std::map<const uint64_t*, Clock> flags;
 
   Machine(const Launch& shape, const std::function<void()>& kernel, const Options& options);
   Stats run();

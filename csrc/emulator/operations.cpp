@@ -245,17 +245,33 @@ void copy_wait(int pending, Site at) {
 }
 
 // ---- flags in global memory
-void flag_add(unsigned* flag, unsigned value, Site at) {
-  point("red.release", at);
-  release(machine->flags[flag]);
-  *flag += value;
+void fence(Site at) {
+  point("fence", at);
+  self()->fenced.clear();
+  release(self()->fenced);
+}
+
+void flag_set(uint64_t* flag, uint64_t value, Site at) {
+  point("st.relaxed", at);
+  machine->flags[flag] = self()->fenced;
+  *flag = value;
   machine->flags_changed = true;
 }
 
-bool flag_poll(const unsigned* flag, unsigned value, Site at) {
+uint64_t flag_add(uint64_t* flag, uint64_t value, Site at) {
+  point("atom.acq_rel", at);
+  Clock& clock = machine->flags[flag];
+  acquire(clock);
+  release(clock);
+  machine->flags_changed = true;
+  *flag += value;
+  return *flag - value;
+}
+
+bool flag_wait(const uint64_t* flag, uint64_t value, Site at) {
   point("ld.acquire", at);
   Thread* me = self();
-  if (int(*flag - value) < 0) {
+  if (*flag < value) {
     me->flag = flag, me->wanted = value, me->expired = false;
     machine->polling.push_back(me);
     wait_at("ld.acquire", at);

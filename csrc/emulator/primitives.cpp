@@ -109,15 +109,27 @@ void exchange(float* out, int steps) {
 }
 
 // Blocks without a cluster: each adds to what the one before it has left in global memory.
-void relay(float* values, unsigned* flags, float* failed) {
+void relay(float* values, uint64_t* flags, float* failed) {
   const unsigned b = blockIdx.x, i = threadIdx.x;
   if (b > 0) {
-    if (i == 0 && !ptx::flag_poll(flags + b, bug == 2 ? 2 : 1)) failed[b] = 1;
+    if (i == 0 && !ptx::flag_wait(flags + b, bug == 2 ? 2 : 1)) failed[b] = 1;
     ptx::sync_block();
   }
   values[(b + 1) * 32 + i] = (b > 0 ? values[b * 32 + i] : 0.0f) + 1;
   if (bug != 1) ptx::sync_block();
-  if (i == 0) ptx::flag_add(flags + b + 1, 1);
+  if (i == 0) {
+    if (bug != 3) ptx::fence();
+    ptx::flag_set(flags + b + 1, 1);
+  }
+}
+
+// Each block leaves a value and takes its place in a line; the last one adds up.
+void line(float* values, uint64_t* left, float* sum) {
+  const unsigned b = blockIdx.x, i = threadIdx.x;
+  values[b * 32 + i] = float(b + 1);
+  if (bug != 1) ptx::sync_block();
+  if (i == 0 && ptx::flag_add(left, 1) + 1 == (bug == 2 ? 1 : gridDim.x))
+    for (unsigned k = 0; k < gridDim.x * 32; ++k) sum[0] += values[k];
 }
 
 void beyond(float* out) {
@@ -171,11 +183,17 @@ Values run(const std::string& name, const Values& in, int planted, int blocks, c
     simt::launch(shape, [&] { exchange(out.data(), 9); }, options);
   } else if (name == "relay") {
     std::vector<float> values((blocks + 1) * 32);
-    std::vector<unsigned> flags(blocks + 1);
+    std::vector<uint64_t> flags(blocks + 1);
     out.resize(blocks);
     shape.grid.x = unsigned(blocks);
     simt::launch(shape, [&] { relay(values.data(), flags.data(), out.data()); }, options);
     out.insert(out.end(), values.end() - 32, values.end());
+  } else if (name == "line") {
+    std::vector<float> values(blocks * 32);
+    uint64_t left = 0;
+    out.resize(1);
+    shape.grid.x = unsigned(blocks);
+    simt::launch(shape, [&] { line(values.data(), &left, out.data()); }, options);
   } else if (name == "beyond") {
     Words w{};
     shape.shared = 64;

@@ -85,10 +85,15 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Sit
 void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site at = Site::here());
 void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site at = Site::here());
 
-inline void flag_add(unsigned* flag, unsigned value, Site at = Site::here()) { simt::flag_add(flag, value, at); }
-inline bool flag_poll(const unsigned* flag, unsigned value, Site at = Site::here()) {
-  return simt::flag_poll(flag, value, at);
+inline void fence(Site at = Site::here()) { simt::fence(at); }
+inline void flag_set(uint64_t* flag, uint64_t value, Site at = Site::here()) { simt::flag_set(flag, value, at); }
+inline uint64_t flag_add(uint64_t* flag, uint64_t value, Site at = Site::here()) {
+  return simt::flag_add(flag, value, at);
 }
+inline bool flag_wait(const uint64_t* flag, uint64_t value, Site at = Site::here()) {
+  return simt::flag_wait(flag, value, at);
+}
+inline Words load_far(const Words* p) { return *p; }
 
 constexpr bool kHasClusters = true;
 inline unsigned cluster_rank() { return simt::cluster_rank(); }

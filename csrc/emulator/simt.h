@@ -86,10 +86,12 @@ void copy_async16(uint32_t target, const void* source, int bytes, Site at);
 void copy_commit();
 void copy_wait(int pending, Site at);
 
-// ---- global memory
-void flag_add(unsigned* flag, unsigned value, Site at);  // red.release.gpu
+// ---- flags in global memory
+void fence(Site at);                                         // fence.acq_rel.gpu
+void flag_set(uint64_t* flag, uint64_t value, Site at);      // st.relaxed.gpu: it passes on what came before the fence
+uint64_t flag_add(uint64_t* flag, uint64_t value, Site at);  // atom.acq_rel.gpu, the value before
 // ld.acquire.gpu in a loop until the flag is at least `value`; false, the bound of the wait, where all others wait,
 // too.
-bool flag_poll(const unsigned* flag, unsigned value, Site at);
+bool flag_wait(const uint64_t* flag, uint64_t value, Site at);
 
 }  // namespace simt

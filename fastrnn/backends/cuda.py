@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn.backends import meeting
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
 from fastrnn.backends.cpu import CODES
 from fastrnn.backends.triton import precision
@@ -167,6 +168,8 @@ class Cuda(Backend):
         module = self._module()[0]
         reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
         stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
+        place = meeting.place(plan, call.x.device, stream) if plan.kernel == 2 else (None, None, None)
+        tensors = (*tensors, *place)
         addresses = [0 if a is None else a.data_ptr() for a in tensors]
         head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
         code = module.cells.index(call.cell.name)
