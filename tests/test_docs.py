@@ -113,3 +113,16 @@ def test_the_chinese_readme_is_in_step(what):
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
         want, got = (Counter(m.group() for m in re.finditer(pattern, part, re.MULTILINE)) for part in (a, b))
         assert want == got, f"only in README.md: {want - got}; only in README.zh.md: {got - want}; under {a[:60]!r}"
+
+
+def test_results_of_training_are_those_of_their_outputs():
+    text = (ROOT / "docs" / "training.md").read_text().split("## Results", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"\| .*?\[output\]\((results/\S+\.log)\).*? \| (.*?) \|", text)
+    assert rows
+    for name, reached in rows:
+        command, output = (ROOT / "docs" / name).read_text().split("\n", 1)
+        assert command.removeprefix("$ ") in text
+        (test,) = [line for line in output.splitlines() if line.startswith("test:")]
+        figures = re.findall(r"\d[\d.]*%?", reached)
+        assert figures, name
+        assert all(figure in test for figure in figures), name
