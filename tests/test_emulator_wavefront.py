@@ -54,6 +54,7 @@ def test_the_share_of_the_gpu_is_the_plans(emulated):
     assert backend.share(query) == max(x * y for x, y in grids) / EMULATOR.limits(0).multiprocessors
     assert 0 < backend.share(query._replace(grad=False)) <= backend.share(query) < 1
     assert backend.share(query._replace(B=4096)) > 1
+    assert backend.share(query._replace(H=1024)) == 1  # K2, of which less than half would fill the device
 
 
 @pytest.mark.parametrize("late", [True, False])

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
 #include "cuda/find.cuh"
 #include "cuda/launch.h"
@@ -47,10 +48,23 @@ void require_room(const void* entry, const cudaLaunchConfig_t& config, const Pla
                              " blocks; the plan was " + describe(plan) + "; use another backend");
 }
 
+// A kernel's limit is raised, never lowered: another thread may be about to launch it with more.
+void grant_shared_memory(const void* entry, const Plan& plan) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> granted;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& most = granted[{entry, device}];
+  if (plan.shared <= most) return;
+  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "shared memory", &plan);
+  most = plan.shared;
+}
+
 template <class Args>
 void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
   const void* entry = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "shared memory", &plan);
+  grant_shared_memory(entry, plan);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.grid_x, plan.grid_y);
   config.blockDim = dim3(unsigned(plan.threads));

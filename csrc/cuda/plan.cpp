@@ -138,6 +138,7 @@ std::string check(const Request& r) {
   if (int(r.number) < 0 || r.number >= NumberId::Count) return "no such number type";
   if (r.H < 1 || r.B < 1 || r.S < 1 || r.S > 32) return "H, B and S from 1 on, S up to 32, are required";
   if (r.H > 1 << 14) return "H beyond 16384";
+  if (r.B > 1 << 30) return "B beyond 2^30";
   if (r.H % (16 / size_of(r.number))) return "H must be a multiple of " + std::to_string(16 / size_of(r.number));
   return "";
 }

@@ -99,9 +99,11 @@ class Cuda(Backend):
     def share(self, query: Query) -> float:
         hidden, number = padded(query.H, query.dtype), _number(query.dtype)
         ways = (False, True)[: 1 + query.grad]
-        grids = [self.plan(query.cell, number, way, query.S, query.B, hidden).grid for way in ways]
+        plans = [self.plan(query.cell, number, way, query.S, query.B, hidden) for way in ways]
+        if any(plan.kernel == 2 for plan in plans):
+            return 1.0  # its blocks start all at once: nothing is known of two such launches side by side
         multiprocessors = self._limits(torch.cuda.current_device() if self._device == "cuda" else 0).multiprocessors
-        return float(max(x * y for x, y in grids) / multiprocessors)
+        return float(max(plan.grid[0] * plan.grid[1] for plan in plans) / multiprocessors)
 
     def forward(self, call: Call, save: str) -> Result:
         return self.forward_after(call, save, lambda: None)

@@ -18,9 +18,8 @@ class Watchdog:
     def __init__(self, kernel: str, parts: str, way_out: str) -> None:
         self.kernel, self.parts, self.way_out = kernel, parts, way_out
         self.flags: dict[torch.device, Tensor] = {}
-        self._making = (
-            threading.Lock()
-        )  # two flags of one device would leave kernels with one that is looked at no more
+        # Two flags of one device would leave kernels with one that is looked at no more.
+        self._making = threading.Lock()
 
     def flag(self, device: torch.device) -> Tensor:
         """The flag of a device's kernels: int32 on the CPU, zero while all is well."""

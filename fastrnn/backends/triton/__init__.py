@@ -75,8 +75,10 @@ class Triton(Backend):
     def share(self, query: Query) -> float:
         limits, kind = device.limits(query.device), precision.of(query.dtype)
         problems = [tuning.problem_of(query, kind, way) for way in (False, True)[: 1 + query.grad]]
-        grids = [plan.programs(tuning.decide(p, query.cell, limits)[0], p) for p in problems]
-        return max(grids) / limits.multiprocessors
+        plans = [tuning.decide(p, query.cell, limits)[0] for p in problems]
+        if any(p.schedule == plan.PERSISTENT for p in plans):
+            return 1.0  # its programs start all at once: nothing is known of two such launches side by side
+        return max(map(plan.programs, plans, problems)) / limits.multiprocessors
 
     def forward(self, call: Call, save: str) -> Result:
         return self.forward_after(call, save, lambda: None)
