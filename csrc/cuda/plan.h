@@ -45,18 +45,19 @@ struct Plan {
 // spill; FASTRNN's table of them (tests/cuda_kernels.json) is checked.
 constexpr int kForwardVariants = 10, kBackwardVariants = 13;
 
-// size: bytes of a number. What K2 needs beside the weights is too much for 128 of them where numbers are wide.
+// size: bytes of a number. What an exchange needs beside the weights is too much for 128 of them where numbers are
+// wide.
 constexpr Variant forward_variant(int i, int gates, int size) {
   const int split[] = {1, 2, 4, 4, 8};
   const Exchange exchange[] = {kAlone, kInCluster, kInCluster, kThroughGrid, kThroughGrid};
-  return Variant{split[i / 2], (i % 2 || (i >= 6 && size == 4) ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2,
+  return Variant{split[i / 2], (i % 2 || (i >= 2 && size == 4) ? 28 : 32) / gates / 2 * 2, 0, 1 + i % 2,
                  exchange[i / 2]};
 }
 
 constexpr Variant backward_variant(int i) {
   const int row_tiles[] = {1, 1, 2, 4, 6}, tiles[] = {32, 32, 16, 8, 6};
   if (i < 9) return Variant{1, tiles[i / 2], row_tiles[i / 2], 1 + i % 2, i < 2 ? kAlone : kInCluster};
-  const int of_grid[4][2] = {{7, 4}, {6, 4}, {4, 8}, {4, 8}};
+  const int of_grid[4][2] = {{7, 4}, {6, 4}, {4, 8}, {4, 6}};
   return Variant{1, of_grid[i - 9][1], of_grid[i - 9][0], 2 - i % 2, kThroughGrid};
 }
 
