@@ -13,7 +13,8 @@ from fastrnn.autocast import autocast, autocasts
 from fastrnn.backends import check_name, choose, requested
 from fastrnn.backends.base import GATES, Call, Query, Weights
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import FORWARD, Problem, empty
+from fastrnn.layers import FORWARD, empty
+from fastrnn.problem import Problem
 from fastrnn.recurrence import recurrence
 from fastrnn.scripting import refuse_scripting
 

@@ -17,31 +17,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import validation as check
 from fastrnn import wavefront
-from fastrnn.autocast import autocast, autocasts
 from fastrnn.backends import check_name, choose
-from fastrnn.backends.base import GATES, Backend, Call, Query, Weights
+from fastrnn.backends.base import GATES, Backend, Call, Weights
 from fastrnn.cells import Cell
-from fastrnn.ordinary import ordinary, traced
+from fastrnn.ordinary import ordinary
 from fastrnn.packing import Packing
+from fastrnn.problem import Problem, States, prepare
 from fastrnn.recurrence import recurrence
-from fastrnn.scripting import check_traceable
 
 FORWARD, BOTH = (False,), (False, True)  # per direction: does it run from the last step to the first
-States = tuple[Tensor, ...]
 Batch = TypeVar("Batch", Tensor, PackedSequence)  # what goes in comes out
-
-
-class Problem(NamedTuple):
-    """A checked call, its input in the layout (T, B, I) or that of a PackedSequence."""
-
-    x: Tensor  # (T, B, I) or (N, I)
-    states: States  # each (L*S, B, H or P); () for zeros
-    weights: Sequence[Weights]
-    query: Query
-    packed: PackedSequence | None = None  # what came in
-    lengths: Tensor | None = None  # (B,)
-    resets: Tensor | None = None  # (T, B)
-    trail: bool = False  # all states are wanted
 
 
 def run(
@@ -65,6 +50,8 @@ def run(
     """
     problem = prepare(cell, input, hx, weights, reverse, batch_first, lengths, resets, return_states)
     query, packed = problem.query, problem.packed
+    if params or cell.params:
+        check.check_params(cell, params, weights, len(reverse))
     if query.T and query.B:
         engine = choose(query, backend).backend
         y, finals, trail = solve(engine, cell, problem, reverse, dropout, save, params)
@@ -80,108 +67,6 @@ def run(
     if batch_first:
         return y.transpose(0, 1), finals, tuple([a.transpose(1, 2) for a in trail])
     return y, finals, trail
-
-
-def prepare(
-    cell: Cell,
-    input: Tensor | PackedSequence,
-    hx: Any,
-    weights: Sequence[Weights],
-    reverse: tuple[bool, ...],
-    batch_first: bool,
-    lengths: Any,
-    resets: Any,
-    return_states: bool = False,
-) -> Problem:
-    """Check everything, and bring it into the layout of `Problem`."""
-    if traced():
-        check_traceable(input, lengths, resets)
-    packed = input if isinstance(input, PackedSequence) else None
-    x: Tensor = input.data if packed is not None else input  # type: ignore[assignment]
-    if autocasts(x):
-        x, hx, weights = autocast(x, hx, weights)
-    first, streams = weights[0], len(reverse)
-    batched = True
-    if packed is None:
-        check.check_rank(x, (2, 3), "(T, I) or (T, B, I); (B, T, I) with batch_first")
-        if x.dim() == 2:
-            batched, x = False, x.unsqueeze(1)
-        elif batch_first:
-            x = x.transpose(0, 1)
-        steps, batch, _ = x.shape
-    else:
-        if x.dim() != 2:
-            raise RuntimeError(f"input: expected a PackedSequence with data of 2 dimensions, got {check.shape(x)}")
-        packed = check.check_packed(packed)
-        steps = packed.batch_sizes.numel()
-        batch = _batch_of(packed)
-    check.check_input(x, first.w_ih)
-    grad = check.check_weights(cell, weights, streams)
-    rows, out = first.w_hh.shape
-    hidden = rows // cell.gates
-    states: States = ()
-    if hx is not None:
-        lead = len(weights)
-        states = check.hx_tuple(hx, cell.states, 3 if batched else 2)
-        grad |= check.check_states(states, x, (lead, batch) if batched else (lead,), hidden, out)
-        if not batched:
-            states = tuple([a.unsqueeze(1) for a in states])
-        elif packed is not None and packed.sorted_indices is not None:
-            states = tuple([a.index_select(1, packed.sorted_indices) for a in states])
-    if lengths is not None:
-        lengths = _lengths(lengths, steps, batch, batched, packed)
-    if resets is not None:
-        resets = _resets(resets, steps, batch, batched, batch_first, x.device, packed)
-    query = Query(
-        cell.name,
-        x.device.type,
-        x.dtype,
-        steps,
-        batch,
-        first.w_ih.shape[1],
-        hidden,
-        out,
-        streams,
-        (grad or x.requires_grad) and torch.is_grad_enabled(),
-        packed is not None or lengths is not None,
-        resets is not None,
-        return_states and cell.states > 1,
-        lengths=lengths is not None,
-    )
-    return Problem(x, states, weights, query, packed, lengths, resets, return_states)
-
-
-def _batch_of(packed: PackedSequence) -> int:
-    """B; while compiling the sizes are unknown, and the order of the rows tells it where there is one."""
-    if is_compiling() and packed.sorted_indices is not None:
-        return packed.sorted_indices.shape[0]
-    return int(packed.batch_sizes[0])
-
-
-def _lengths(lengths: Any, steps: int, batch: int, batched: bool, packed: PackedSequence | None) -> Tensor:  # (B,)
-    if packed is not None:
-        raise ValueError("lengths: expected None with a PackedSequence, which has its own")
-    checked = check.as_lengths(lengths, batch, batched)
-    check.check_length_range(checked, steps)
-    return checked
-
-
-def _resets(
-    resets: Tensor,
-    steps: int,
-    batch: int,
-    batched: bool,
-    batch_first: bool,
-    device: torch.device,
-    packed: PackedSequence | None,
-) -> Tensor:  # (T, B), in the order of x
-    batch_first = batch_first and packed is None
-    check.check_resets(resets, ((batch, steps) if batch_first else (steps, batch)) if batched else (steps,), device)
-    if not batched:
-        return resets.unsqueeze(1)
-    if packed is not None and packed.sorted_indices is not None:
-        return resets.index_select(1, packed.sorted_indices)
-    return resets.t() if batch_first else resets
 
 
 def solve(

@@ -18,7 +18,8 @@ from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
 from fastrnn.backends.cpu import CODES
 from fastrnn.cells import CELLS, Cell
-from fastrnn.layers import BOTH, FORWARD, Batch, Problem, prepare, run
+from fastrnn.layers import BOTH, FORWARD, Batch, run
+from fastrnn.problem import Problem, prepare
 from fastrnn.scripting import refuse_scripting
 from fastrnn.validation import check_proj_size, check_save, check_sizes
 

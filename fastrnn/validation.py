@@ -152,6 +152,29 @@ def _refuse_weights(cell: Cell, k: int, w: Weights, first: Weights, features: in
     raise RuntimeError(f"weights: {where} does not fit a {cell.name}")
 
 
+def check_params(cell: Cell, params: Sequence[tuple[Tensor, ...]], weights: Sequence[Weights], streams: int) -> None:
+    """RuntimeError unless `params` has for each of `weights` as many vectors (H,), of their dtype, as the cell has."""
+    w = weights[0].w_hh
+    hidden = w.shape[0] // cell.gates
+    if len(params) != (len(weights) if cell.params else 0):
+        raise RuntimeError(
+            f"params: expected those of {len(weights) if cell.params else 0} layers and directions of a {cell.name}, "
+            f"got {len(params)}"
+        )
+    for k, own in enumerate(params):
+        where = f"params: layer {k // streams}, direction {k % streams}"
+        if len(own) != cell.params:
+            raise RuntimeError(f"{where}: expected {cell.params} vectors for a {cell.name}, got {len(own)}")
+        for i, p in enumerate(own):
+            if not isinstance(p, Tensor) or p.shape != (hidden,):
+                got = shape(p) if isinstance(p, Tensor) else type(p).__name__
+                raise RuntimeError(f"{where}, vector {i}: expected a Tensor of shape {(hidden,)}, got {got}")
+            if p.dtype != w.dtype or p.device != w.device:
+                raise RuntimeError(
+                    f"{where}, vector {i}: expected {w.dtype} on {w.device}, got {p.dtype} on {p.device}"
+                )
+
+
 def hx_tuple(hx: Any, count: int, rank: int) -> tuple[Tensor, ...]:
     """hx as a tuple of `count` tensors of `rank` dimensions."""
     if count == 1:

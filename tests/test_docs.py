@@ -66,6 +66,21 @@ def test_the_table_of_times_is_that_of_its_records():
     assert (ROOT / "docs/img/speed.svg").read_text() == heat_map(records, 2)
 
 
+def test_the_rates_of_ragged_inference_are_those_of_the_record():
+    """Percent of the sgemm rate on one thread: ours packed, ours by lengths, torch.nn's in both."""
+    text = (ROOT / "README.md").read_text()
+    (name,) = re.findall(r"`(benchmarks/results/\S+\.jsonl)`", text)
+    rows = [r for r in measurements(read(ROOT / name)) if r["mode"] == "inference" and r["threads"] == 1]
+    shown = []
+    for side, cases in (("subject", "packed"), ("subject", "lengths"), ("baseline", ("packed", "lengths"))):
+        found = [100 * r["flops"] / r[side]["p50"] / r["gemm"] for r in rows if r["case"].startswith(cases)]
+        assert found
+        shown += [min(found), max(found), sum(found) / len(found)]
+    sentence = re.search(r"Ragged inference on one thread(.*?);", " ".join(text.split()))
+    assert sentence
+    assert re.findall(r"\d+", sentence[1]) == [f"{figure:.0f}" for figure in shown]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_lists_are_lists_on_the_site_too(document):
     """Markdown for the site wants an empty line before a list or a table, and four blanks before a list in a list."""

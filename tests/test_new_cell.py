@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -121,6 +122,47 @@ def test_other_backends_refuse_it_with_the_reason(page, name):
     with pytest.raises(RuntimeError, match=f"'{name}' cannot run this call: it has no per-unit parameters"):
         module(torch.randn(T, B, I))
     assert fastrnn.explain(page["PeepholeLSTM"](I, H), torch.randn(T, B, I)).backend is BACKENDS["reference"]
+
+
+WRONG = {
+    "layer 1, direction 0: expected 3 vectors for a lstm_peephole, got 2": lambda ps: [*ps[:2], ps[2][:2], ps[3]],
+    "expected those of 4 layers and directions of a lstm_peephole, got 3": lambda ps: ps[:3],
+    "expected those of 4 layers and directions of a lstm_peephole, got 0": lambda ps: (),
+    "layer 0, direction 1, vector 2: expected a Tensor of shape (19,), got (1,)": (
+        lambda ps: [ps[0], (*ps[1][:2], ps[1][2][:1]), *ps[2:]]
+    ),
+    "layer 0, direction 0, vector 0: expected a Tensor of shape (19,), got NoneType": (
+        lambda ps: [(None, *ps[0][1:]), *ps[1:]]
+    ),
+    "layer 0, direction 0, vector 0: expected torch.float64 on cpu, got torch.float32 on cpu": (
+        lambda ps: [(ps[0][0].float(), *ps[0][1:]), *ps[1:]]
+    ),
+    "layer 1, direction 1, vector 1: expected torch.float64 on cpu, got torch.float64 on meta": (
+        lambda ps: [*ps[:3], (ps[3][0], ps[3][1].to("meta"), ps[3][2])]
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_parameters_that_do_not_fit_are_refused_by_name(page, monkeypatch, message):
+    module = peephole(page, I, H, num_layers=2, bidirectional=True)
+    given = WRONG[message](module._params())
+    monkeypatch.setattr(module, "_params", lambda: given)
+    with pytest.raises(RuntimeError, match=f"params: {re.escape(message)}"):
+        module(torch.randn(T, B, I, dtype=torch.float64))
+
+
+def test_parameters_for_a_cell_that_has_none_are_refused(monkeypatch):
+    module = fastrnn.LSTM(I, H, 2)
+    monkeypatch.setattr(module, "_params", lambda: [(torch.zeros(H),)] * 2)
+    with pytest.raises(RuntimeError, match="params: expected those of 0 layers and directions of a lstm, got 2"):
+        module(torch.randn(T, B, I))
+
+
+def test_autocast_leaves_its_parameters_as_they_are(page):
+    module, x = page["PeepholeLSTM"](I, H), torch.randn(T, B, I)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x)[0].dtype is torch.bfloat16
 
 
 def test_it_does_not_compile_without_its_peepholes(page):

@@ -16,6 +16,7 @@ from text_support import SMALL, one_thread, quiet
 
 from fastrnn.text import ClassifyConfig, LmConfig, TranslateConfig, UserError, train_classify, train_lm
 from fastrnn.text.data.corpus import load_corpus, load_text, text_files
+from fastrnn.text.data.hub import name_splits
 from fastrnn.text.data.pairs import load_pairs
 from fastrnn.text.data.records import load_examples
 from fastrnn.text.evaluate import evaluate_checkpoint
@@ -124,10 +125,38 @@ def test_what_is_not_to_be_had(saved):
     data = saved(first={"text": ["a"]}, second={"text": ["b"]})
     with pytest.raises(UserError, match="no split named train, validation or test; there are: first, second"):
         load_corpus(data)
-    with pytest.raises(UserError, match=r"column 'text' holds neither texts nor numbers"):
-        load_corpus(saved(train={"text": [["a", "b"]]}))
+    for values in ([["a", "b"]], [None, ["a", "b"]], [{"a": 1}], [None, b"ab"]):
+        with pytest.raises(UserError, match=r"column 'text' holds neither texts nor numbers") as refused:
+            load_corpus(saved(train={"text": values}))
+        assert "\n" not in str(refused.value)
+    assert load_corpus(saved(train={"text": [None, 7] * 20})).train.startswith("\n7\n\n7\n")
     with pytest.raises(UserError, match=r"no column that --label-column could mean; there are: text"):
         load_examples(saved(train={"text": ["a"]}))
+
+
+def test_splits_by_their_names(saved):
+    """The exact name before others that contain it; splits of which one must be meant are never joined."""
+    data = saved(train={"text": ["a"]}, train_small={"body": [1]}, unsupervised_train={"text": ["b"]},
+                 dev={"text": ["c"]}, Test={"text": ["d"]})  # fmt: skip
+    corpus = load_corpus(data)
+    assert (corpus.train, corpus.valid, corpus.test) == ("a\n", "c\n", "d\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train", "validation_matched", "validation_mismatched"],
+         "one split named valid or validation or val or dev, got validation_matched, validation_mismatched: keep"),
+        (["train", "validation", "dev", "test"],
+         "one split named valid or validation or val or dev, got validation, dev: keep"),
+        (["train", "validation", "adversarial_test"], "one split named test, got adversarial_test: keep"),
+        (["train_small", "test"], "one split named train, got train_small: keep"),
+        (["first", "second"], "no split named train, validation or test; there are: first, second"),
+    ],
+)  # fmt: skip
+def test_splits_of_which_none_or_two_are_meant(names, message):
+    with pytest.raises(UserError, match=message):
+        name_splits("hf:x", names)
 
 
 @pytest.mark.parametrize("task", ["lm", "classify", "translate"])

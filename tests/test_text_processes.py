@@ -99,6 +99,19 @@ def test_a_sharded_run_resumes_exactly(two, name):
     assert_identical(resumed, whole)
 
 
+def test_the_sharded_states_of_an_optimiser_are_whole_and_partial(two):
+    """Whole tensors of all that was trained, and nothing of the embedding, which was frozen in both epochs."""
+    sharded = checkpoints.load(two / "fsdp-resumed-ulmfit_adam" / "last.ckpt")
+    plain = checkpoints.load(two / "two-ulmfit_adam" / "last.ckpt")
+    (saved,), (whole,) = sharded["optimizer_states"], plain["optimizer_states"]
+    assert saved["state"].keys() == whole["state"].keys()
+    parameters = [i for group in saved["param_groups"] for i in group["params"]]
+    assert 0 < len(saved["state"]) < len(parameters)
+    for i, state in whole["state"].items():
+        for key, value in state.items():
+            assert saved["state"][i][key].shape == value.shape, (i, key)
+
+
 def test_another_number_of_processes_is_refused(two):
     with pytest.raises(UserError, match="--devices 1 differs from the 2 of the run to be resumed"):
         train_lm(configs(two)["lm"][0], resume=str(two / "whole-lm"), given={"devices": 1}, echo=quiet)

@@ -28,7 +28,7 @@ from fastrnn.text.tasks import find_task
 
 SHARED = {"device": "cpu", "compare": 0, "report": False, "progress": False, "epochs": 2, "devices": 2, "emb_size": 8,
           "hidden_size": 12, "lr": 0.02, "schedule": "constant"}  # fmt: skip
-STOP_AT = {"lm": 33, "classify": 7, "translate": 12, "ulmfit": 12}  # a step within an epoch
+STOP_AT = {"lm": 33, "classify": 7, "translate": 12, "ulmfit": 12, "ulmfit_adam": 12}  # a step within an epoch
 
 
 def write_data(folder):
@@ -45,6 +45,7 @@ def configs(folder: Path, **changed):
     # Adam and clipping would hide a gradient of the wrong size
     plain = {**shared, "optimizer": "sgd", "lr": 0.5, "clip": 0.0}
     bleu = 0 if shared.get("strategy") == "fsdp" else 2
+    pretrained = f"{folder}/two-lm/best.ckpt"
     labelled = ClassifyConfig(**plain, data=f"{folder}/data.csv", batch_size=7)
     return {
         "lm": (
@@ -57,13 +58,18 @@ def configs(folder: Path, **changed):
             train_translate,
         ),
         # Frozen in the first epoch are the layers of "lm", in the second its embedding.
-        "ulmfit": (dataclasses.replace(labelled, pretrained=f"{folder}/two-lm/best.ckpt"), train_classify),
+        "ulmfit": (dataclasses.replace(labelled, pretrained=pretrained), train_classify),
+        # An optimiser that has no state yet of what is frozen, and whole tensors of it for the rest.
+        "ulmfit_adam": (
+            dataclasses.replace(labelled, pretrained=pretrained, optimizer="adam", lr=0.02),
+            train_classify,
+        ),
     }
 
 
 def interrupt(name: str, step: int):
     """The second process gets a signal at `step`; both must stop after it."""
-    kind = find_task("classify" if name == "ulmfit" else name)
+    kind = find_task("classify" if name.startswith("ulmfit") else name)
     plain = kind.training_step
 
     def training_step(self, batch, batch_idx):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .files import split_of
+from .files import SPLITS, split_of
 
 HUB = "hf:"
+NO_TEXT = ("binary", "large_binary")  # types of a value
 
 
 def on_hub(data: str | None) -> bool:
@@ -19,12 +20,13 @@ def on_hub(data: str | None) -> bool:
 def hub_splits(data: str) -> dict[str, Any]:
     """The rows of `data`, "hf:NAME" or "hf:NAME:CONFIG", by split: a datasets.Dataset each.
 
-    NAME may also be a folder that datasets has saved (save_to_disk). Splits that are named otherwise than train,
-    validation or test, such as IMDB's "unsupervised", are left out. Raises UserError for what cannot be had.
+    NAME may also be a folder that datasets has saved (save_to_disk). Splits of other names than those of `SPLITS`,
+    such as IMDB's "unsupervised", are left out. Raises UserError for what cannot be had, and for what could be meant
+    in two ways.
     """
     try:
         import datasets
-        from datasets import concatenate_datasets, load_dataset, load_from_disk
+        from datasets import load_dataset, load_from_disk
     except ImportError:
         raise UserError(f"--data {data} needs datasets: pip install 'fastrnn[hub]'") from None
     if not sys.stderr.isatty():
@@ -41,23 +43,41 @@ def hub_splits(data: str) -> dict[str, Any]:
         ) from None
     if isinstance(found, datasets.Dataset):
         return {"train": found}
-    parts: dict[str, list[Any]] = {}
-    for own, rows in found.items():
-        split = "train" if len(found) == 1 else split_of(Path(own))
-        if split is not None:
-            parts.setdefault(split, []).append(rows)
-    if not parts:
-        raise UserError(f"{data}: no split named train, validation or test; there are: {', '.join(found)}")
-    return {split: concatenate_datasets(rows) if len(rows) > 1 else rows[0] for split, rows in parts.items()}
+    if len(found) == 1:
+        return {"train": next(iter(found.values()))}
+    return {split: found[own] for split, own in name_splits(data, list(found)).items()}
+
+
+def name_splits(data: str, names: list[str]) -> dict[str, str]:
+    """Which of a data set's splits is "train", "valid" and "test": those named so, and never two as one.
+
+    A name that only contains the word (validation_matched, train_small) is not taken for the split, nor passed over in
+    silence where nothing else is: UserError.
+    """
+    chosen = {}
+    for split in dict.fromkeys(SPLITS.values()):
+        own = [name for name in names if SPLITS.get(name.lower()) == split]
+        like = own or [name for name in names if split_of(Path(name)) == split]
+        if len(own) == 1:
+            chosen[split] = own[0]
+        elif like:
+            wanted = " or ".join(name for name, meant in SPLITS.items() if meant == split)
+            raise UserError(
+                f"{data}: expected one split named {wanted}, got {', '.join(like)}: keep the one that is meant under "
+                "such a name, by datasets' save_to_disk, and give --data hf:FOLDER"
+            )
+    if not chosen:
+        raise UserError(f"{data}: no split named train, validation or test; there are: {', '.join(names)}")
+    return chosen
 
 
 def hub_column(data: str, rows: Any, name: str) -> list[str]:
     """A column of texts; of a ClassLabel the names of its classes, and "" where there is none (-1 or None)."""
     feature = rows.features[name]
     names = getattr(feature, "names", None)
+    if names is None and (getattr(feature, "dtype", None) in NO_TEXT or type(feature).__name__ != "Value"):
+        raise UserError(f"{data}: the column '{name}' holds neither texts nor numbers but {feature}")
     values = list(rows[name])
     if names is not None:
         return ["" if value is None or value < 0 else names[value] for value in values]
-    if any(isinstance(value, (dict, list)) for value in values[:1]):
-        raise UserError(f"{data}: the column '{name}' holds neither texts nor numbers but {feature}")
     return ["" if value is None else str(value) for value in values]
