@@ -31,7 +31,7 @@ CASES = {
     "reverse, a group for each tile": ({**K2, "warps": 1}, Case(T=4, B=17, I=3, H=40, reverse=REVERSE, bias=False)),
 }
 FORWARD = {6: (3, 72), 7: (2, 40), 8: (5, 72), 9: (3, 40)}  # variant: (blocks, H)
-BACKWARD = {9: (15, 232), 10: (3, 40), 11: (9, 136), 12: (3, 72)}  # the first and the third: two rounds of row tiles
+BACKWARD = {9: (15, 232), 10: (3, 40), 11: (9, 136), 12: (3, 40)}  # the first and the third: two rounds of row tiles
 # ((variant, blocks) forward, backward, H); the last forward is K1's, and quick
 SHAPES = [((6, 2), (9, 2), 40), ((9, 3), (12, 3), 40), ((2, 3), (11, 9), 136)]
 
