@@ -92,20 +92,28 @@ def test_the_first_are_the_usual_ones():
 # Energy
 
 
-def test_the_processors_counters_are_summed_and_may_wrap(tmp_path):
-    for name, value in (("intel-rapl:0", 900_000), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(str(value))
-        (tmp_path / name / "max_energy_range_uj").write_text("1000000")
+def zone(root, number, name, energy, size=1_000_000):
+    folder = root / f"intel-rapl:{number}"
+    folder.mkdir()
+    for file, value in (("name", name), ("energy_uj", energy), ("max_energy_range_uj", size)):
+        (folder / file).write_text(f"{value}\n")
+    return folder / "energy_uj"
+
+
+def test_the_processors_counters_are_summed_and_each_may_wrap(tmp_path):
+    first, second = zone(tmp_path, 0, "package-0", 900_000), zone(tmp_path, 1, "package-1", 0, 2_000_000)
+    core, board = zone(tmp_path, "0:0", "core", 5), zone(tmp_path, 2, "psys", 5)
     meter = energy.rapl(tmp_path)
     now = iter([0.0, 0.0, 1.0])
     meter._clock = lambda: next(now)
 
     def call():
-        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("150000")  # 0.25 J, over the end of the counter
-        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000")
+        first.write_text("150000")  # 0.25 J, over the end of the counter
+        second.write_text("500000")
+        core.write_text("100000")
+        board.write_text("750000")  # the packages once more
 
-    assert meter.joules(call, lambda: None) == pytest.approx(0.15 + 0.5 - 0.9 + 2.0)
+    assert meter.joules(call, lambda: None) == pytest.approx(0.25 + 0.5)
 
 
 def test_why_there_is_no_counter(tmp_path):
