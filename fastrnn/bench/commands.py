@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
+from fastrnn.cli import guarded
 from fastrnn.cli.parser import UsageError, suggest
 
 PARTS = ("timing", "latency", "memory", "energy")
@@ -226,8 +227,5 @@ VERIFY_HELP = (
 
 def main() -> int:
     """`python -m benchmarks`: fastrnn bench."""
-    try:
-        return bench(sys.argv[1:], ["python", "-m", "benchmarks", *sys.argv[1:]])
-    except UsageError as error:
-        print(f"python -m benchmarks: error: {error}", file=sys.stderr)
-        return 2
+    words = ["python", "-m", "benchmarks"]
+    return guarded(" ".join(words), lambda: bench(sys.argv[1:], [*words, *sys.argv[1:]]))
