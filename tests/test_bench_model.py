@@ -186,7 +186,7 @@ def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, l
         return record(name, next(ratios))
 
     monkeypatch.setattr(check, "measure", measured)
-    assert main(["bench", "--check", baseline, "--threads", "1", "--peers", "none"]) == code
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == code
     assert seen == [name] * len(later)
     assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
 
