@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn.bench import check, commands, compare, energy, grids, measuring, report, roofline
+from fastrnn.bench import check, commands, compare, energy, grids, measuring, report, roofline, run
 from fastrnn.bench.shapes import CASES, CELLS, Case
 from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
@@ -56,14 +56,57 @@ def test_rates_of_this_machine_are_within_reason():
     assert 1e8 < m.memory < 1e13
 
 
-def test_a_gpu_is_known_by_its_name_and_capability():
-    facts = {"name": "NVIDIA H200", "capability": [9, 0], "multiprocessors": 132}
-    dense = roofline.gpu("bfloat16", facts)
-    assert dense.flops == pytest.approx(989e12, rel=0.1)  # of the data sheet, which takes a lower clock
-    assert roofline.gpu("float32", facts).flops == pytest.approx(67e12, rel=0.01)
+def facts(name, multiprocessors=132):
+    return {"name": name, "capability": [9, 0], "multiprocessors": multiprocessors}
+
+
+def test_a_gpu_is_known_by_its_name():
+    dense = roofline.gpu("bfloat16", facts("NVIDIA H200"))
+    assert (dense.flops, dense.memory) == pytest.approx((989.4e12, 4.8e12))
+    assert roofline.gpu("float32", facts("NVIDIA H200")).flops == pytest.approx(66.9e12)
     assert dense.wait(1 << 10) < dense.wait(1 << 20) < dense.wait(1 << 25)
-    assert roofline.gpu("bfloat16", {**facts, "name": "Abacus"}) is None
-    assert roofline.gpu("float64", facts) is None
+    assert roofline.gpu("float64", facts("NVIDIA H200")) is None
+    assert roofline.unknown("float64", facts("NVIDIA H200")) == "the rate of float64 is not in fastrnn.bench.roofline"
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "memory"),
+    [
+        ("NVIDIA L4", 121, 300),
+        ("NVIDIA L40S", 362, 864),
+        ("NVIDIA H100 80GB HBM3", 989.4, 3350),
+        ("NVIDIA H100 NVL", 835.5, 3900),
+        ("NVIDIA A100 80GB PCIe", 312, 1935),
+        ("A100-SXM4-40GB", 312, 1555),
+        ("NVIDIA GeForce RTX 4090", 165.2, 1008),
+    ],
+)
+def test_a_gpu_is_not_taken_for_its_namesake(name, bf16, memory):
+    found = roofline.gpu("bfloat16", facts(name))
+    assert (found.flops, found.memory) == pytest.approx((bf16 * 1e12, memory * 1e9))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "Abacus",
+    ],
+)  # fmt: skip
+def test_a_gpu_without_a_data_sheet_has_a_note_instead_of_a_bound(name):
+    assert roofline.gpu("bfloat16", facts(name)) is None
+    planned = [grids.Job("timing", CASES[0], "GRU", "training", dtype, "cuda", 0) for dtype in ("bfloat16", "tf32")]
+    (why,) = run._without_bound(planned, facts(name))
+    assert why == f"the data sheet of {name} is not in fastrnn.bench.roofline"
+    assert run._without_bound(planned, facts("NVIDIA H200")) == []
+    assert run._without_bound([j._replace(device="cpu") for j in planned], facts(name)) == []
+
+
+@pytest.mark.parametrize("name", roofline.DEVICES)
+def test_rates_of_a_data_sheet_are_dense(name):
+    s = roofline.DEVICES[name]
+    assert s.half == pytest.approx(2 * s.tf32, rel=0.02)  # in all these generations
+    assert s.fp32 <= s.tf32 <= s.half
 
 
 # The order
@@ -87,6 +130,7 @@ def test_the_first_are_the_usual_ones():
     assert found[-1].mode == "forward" or found[-1].what == "memory"
     assert {j.what for j in found} == {"timing", "memory", "latency"}
     assert {j.threads for j in found if j.what == "memory"} == {2}
+    assert {j.threads for j in found if j.what == "latency"} == {1, 2}
 
 
 # Energy
@@ -262,8 +306,8 @@ def test_a_check_with_malloc_keep_keeps(tmp_path, monkeypatch):
 def test_committed_records_are_read(capsys):
     runs = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*/cpu-*.jsonl"))
     assert runs
-    for run in runs:
-        assert main(["bench", "--compare", str(run), str(run)]) == 0
+    for path in map(str, runs):
+        assert main(["bench", "--compare", path, path]) == 0
         assert ": 0 regressions" in capsys.readouterr().out
 
 

@@ -408,8 +408,8 @@ def test_what_a_command_takes_is_an_option():
 
 
 def test_the_list_holds_the_cases_asked_for(capsys):
-    assert main(["bench", "--list", "--cases", "T1-B1-H128"]) == 0
-    assert capsys.readouterr().out.split() == ["T1-B1-H128"]
+    assert main(["bench", "--list", "--cases", "cell-"]) == 0
+    assert capsys.readouterr().out.split() == [c.name for c in shapes.CASES if "cell-" in c.name]
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path, monkeypatch):

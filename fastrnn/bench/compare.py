@@ -2,7 +2,8 @@
 
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
 from different machines. A case has changed when the spans from p20 to p80 of both runs do not meet and the medians
-differ by more than LEAST. The spans are noise within a run; how much two runs of the same code differ is not in them. Peak memory has changed when ours differs by more than LEAST and a MiB.
+differ by more than LEAST. The spans are of the rounds of one run: by how much a second run of the same code differs is
+not in them. Peak memory has changed when ours differs by more than LEAST and a MiB.
 """
 
 from __future__ import annotations

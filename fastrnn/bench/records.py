@@ -65,13 +65,13 @@ def numbers(value: Any) -> bool:
 
 
 def bound(value: Any) -> bool:
-    shares = {"share": {"baseline": number, "subject": number}, "seconds": number, "limit": str}
+    shares: dict[str, Rule] = {"share": {"baseline": number, "subject": number}, "seconds": number, "limit": str}
     return value is None or (isinstance(value, dict) and fault_in(value, shares) is None)
 
 
-_SPAN = {"p20": positive, "p50": positive, "p80": positive}
-_TAIL = {"p50": positive, "p99": positive}
-_KEY = {"case": str, "cell": cell, "mode": str, "threads": count}
+_SPAN: dict[str, Rule] = {"p20": positive, "p50": positive, "p80": positive}
+_TAIL: dict[str, Rule] = {"p50": positive, "p99": positive}
+_KEY: dict[str, Rule] = {"case": str, "cell": cell, "mode": str, "threads": count}
 _TEXT = (str, type(None))
 REQUIRED: dict[str, dict[str, Rule]] = {
     "environment": {

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastrnn.bench import energy, memory, peers, report
+from fastrnn.bench import energy, memory, peers, report, roofline
 from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, read, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
 from fastrnn.bench.measuring import MEASURE, Options
@@ -54,8 +54,17 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
     options = Options(
         library, args.backend, args.sample, args.rounds, args.peers, args.kernels, _meter(args, store, echo), gpu()
     )
+    for why in _without_bound(planned, options.facts):
+        _note(store, f"no bound is given: {why}", echo)
     _measure_all(planned, options, store, args.budget, echo)
     return store.records, path
+
+
+def _without_bound(planned: list[Job], facts: Record | None) -> list[str]:
+    """Why some of what is timed on a GPU gets no bound."""
+    dtypes = dict.fromkeys(j.dtype for j in planned if j.device == "cuda" and j.what == "timing")
+    reasons = (roofline.unknown(dtype, facts) for dtype in dtypes if facts is not None)
+    return list(dict.fromkeys(why for why in reasons if why is not None))
 
 
 def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
