@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn.bench import check, commands, compare, energy, grids, measuring, report, roofline
+from fastrnn.bench import check, commands, compare, energy, grids, measuring, report, roofline, run
 from fastrnn.bench.shapes import CASES, CELLS, Case
 from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
@@ -56,14 +56,57 @@ def test_rates_of_this_machine_are_within_reason():
     assert 1e8 < m.memory < 1e13
 
 
-def test_a_gpu_is_known_by_its_name_and_capability():
-    facts = {"name": "NVIDIA H200", "capability": [9, 0], "multiprocessors": 132}
-    dense = roofline.gpu("bfloat16", facts)
-    assert dense.flops == pytest.approx(989e12, rel=0.1)  # of the data sheet, which takes a lower clock
-    assert roofline.gpu("float32", facts).flops == pytest.approx(67e12, rel=0.01)
+def facts(name, multiprocessors=132):
+    return {"name": name, "capability": [9, 0], "multiprocessors": multiprocessors}
+
+
+def test_a_gpu_is_known_by_its_name():
+    dense = roofline.gpu("bfloat16", facts("NVIDIA H200"))
+    assert (dense.flops, dense.memory) == pytest.approx((989.4e12, 4.8e12))
+    assert roofline.gpu("float32", facts("NVIDIA H200")).flops == pytest.approx(66.9e12)
     assert dense.wait(1 << 10) < dense.wait(1 << 20) < dense.wait(1 << 25)
-    assert roofline.gpu("bfloat16", {**facts, "name": "Abacus"}) is None
-    assert roofline.gpu("float64", facts) is None
+    assert roofline.gpu("float64", facts("NVIDIA H200")) is None
+    assert roofline.unknown("float64", facts("NVIDIA H200")) == "the rate of float64 is not in fastrnn.bench.roofline"
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "memory"),
+    [
+        ("NVIDIA L4", 121, 300),
+        ("NVIDIA L40S", 362, 864),
+        ("NVIDIA H100 80GB HBM3", 989.4, 3350),
+        ("NVIDIA H100 NVL", 835.5, 3900),
+        ("NVIDIA A100 80GB PCIe", 312, 1935),
+        ("A100-SXM4-40GB", 312, 1555),
+        ("NVIDIA GeForce RTX 4090", 165.2, 1008),
+    ],
+)
+def test_a_gpu_is_not_taken_for_its_namesake(name, bf16, memory):
+    found = roofline.gpu("bfloat16", facts(name))
+    assert (found.flops, found.memory) == pytest.approx((bf16 * 1e12, memory * 1e9))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "Abacus",
+    ],
+)  # fmt: skip
+def test_a_gpu_without_a_data_sheet_has_a_note_instead_of_a_bound(name):
+    assert roofline.gpu("bfloat16", facts(name)) is None
+    planned = [grids.Job("timing", CASES[0], "GRU", "training", dtype, "cuda", 0) for dtype in ("bfloat16", "tf32")]
+    (why,) = run._without_bound(planned, facts(name))
+    assert why == f"the data sheet of {name} is not in fastrnn.bench.roofline"
+    assert run._without_bound(planned, facts("NVIDIA H200")) == []
+    assert run._without_bound([j._replace(device="cpu") for j in planned], facts(name)) == []
+
+
+@pytest.mark.parametrize("name", roofline.DEVICES)
+def test_rates_of_a_data_sheet_are_dense(name):
+    s = roofline.DEVICES[name]
+    assert s.half == pytest.approx(2 * s.tf32, rel=0.02)  # in all these generations
+    assert s.fp32 <= s.tf32 <= s.half
 
 
 # The order
@@ -87,25 +130,34 @@ def test_the_first_are_the_usual_ones():
     assert found[-1].mode == "forward" or found[-1].what == "memory"
     assert {j.what for j in found} == {"timing", "memory", "latency"}
     assert {j.threads for j in found if j.what == "memory"} == {2}
+    assert {j.threads for j in found if j.what == "latency"} == {1, 2}
 
 
 # Energy
 
 
-def test_the_processors_counters_are_summed_and_may_wrap(tmp_path):
-    for name, value in (("intel-rapl:0", 900_000), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(str(value))
-        (tmp_path / name / "max_energy_range_uj").write_text("1000000")
+def zone(root, number, name, energy, size=1_000_000):
+    folder = root / f"intel-rapl:{number}"
+    folder.mkdir()
+    for file, value in (("name", name), ("energy_uj", energy), ("max_energy_range_uj", size)):
+        (folder / file).write_text(f"{value}\n")
+    return folder / "energy_uj"
+
+
+def test_the_processors_counters_are_summed_and_each_may_wrap(tmp_path):
+    first, second = zone(tmp_path, 0, "package-0", 900_000), zone(tmp_path, 1, "package-1", 0, 2_000_000)
+    core, board = zone(tmp_path, "0:0", "core", 5), zone(tmp_path, 2, "psys", 5)
     meter = energy.rapl(tmp_path)
     now = iter([0.0, 0.0, 1.0])
     meter._clock = lambda: next(now)
 
     def call():
-        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("150000")  # 0.25 J, over the end of the counter
-        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000")
+        first.write_text("150000")  # 0.25 J, over the end of the counter
+        second.write_text("500000")
+        core.write_text("100000")
+        board.write_text("750000")  # the packages once more
 
-    assert meter.joules(call, lambda: None) == pytest.approx(0.15 + 0.5 - 0.9 + 2.0)
+    assert meter.joules(call, lambda: None) == pytest.approx(0.25 + 0.5)
 
 
 def test_why_there_is_no_counter(tmp_path):
@@ -138,11 +190,11 @@ def record(case, ratio, spread=0.01, **more):
     return {**key, **same, "ratio": ratios, **more}
 
 
-def write(path, records):
+def write(path, records, **changes):
     facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "system"}
-    facts |= dict.fromkeys(("torch", "subject", "fastrnn", "commit", "python", "date", "command", "info"), "")
-    lines = [json.dumps(r) for r in ({**facts, "variables": {}}, *records)]
-    path.write_text("\n".join(lines) + "\n")
+    facts |= dict.fromkeys(("torch", "fastrnn", "commit", "python", "date", "command", "info"), "")
+    facts |= {"subject": "fastrnn", "variables": {}, **changes}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (facts, *records)))
     return str(path)
 
 
@@ -178,19 +230,74 @@ def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, l
         return record(name, next(ratios))
 
     monkeypatch.setattr(check, "measure", measured)
-    assert main(["bench", "--check", baseline, "--threads", "1", "--peers", "none"]) == code
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == code
     assert seen == [name] * len(later)
     assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
 
 
+def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monkeypatch, capsys):
+    name = CASES[0].name
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0)])
+    key = {"case": name, "cell": "GRU", "mode": "training", "threads": 1}
+    failure = {"kind": "failure", "what": "timing", **key, "message": "Mismatch: y: differs"}
+    answers = iter([record(name, 1.2), failure])
+    monkeypatch.setattr(check, "measure", lambda *_: next(answers))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 1
+    assert "REGRESSION  2.00 -> 1.20" in capsys.readouterr().out
+
+
+def test_a_check_that_measures_nothing_is_no_success(tmp_path, monkeypatch, capsys):
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr(check.time, "monotonic", lambda: next(ticks))
+    assert main(["bench", "--check", baseline, "--threads", "1", "--budget", "5"]) == 1
+    assert "0 of 1 cases measured" in capsys.readouterr().out
+
+
+HERE = {"cpu": "Abacus", "flags": [], "cores": 1, "device": "cpu", "subject": "fastrnn", "malloc": "system"}
+HERE["backend"] = "auto"
+
+
 def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
-    for folder, name in (("abacus", "cpu-2"), ("abacus", "cpu-3"), ("other", "cpu-9"), ("abacus", "gpu-8")):
+    made = ("abacus-1-cores", "cpu-2"), ("abacus-1-cores", "cpu-3"), ("other", "cpu-9"), ("abacus-1-cores", "gpu-8")
+    for folder, name in made:
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / f"{name}.jsonl").write_text("")
-    assert check.newest(tmp_path, "abacus", "cpu").name == "cpu-3.jsonl"
-    assert check.newest(tmp_path, "new", "cpu").name == "cpu-9.jsonl"
+        write(tmp_path / folder / f"{name}.jsonl", [record("a", 1.0)], backend="auto")
+    assert check.newest(tmp_path, HERE).name == "cpu-3.jsonl"
+    assert check.newest(tmp_path, {**HERE, "cpu": "New"}).name == "cpu-9.jsonl"
     with pytest.raises(UsageError, match="no records"):
-        check.newest(tmp_path / "none", "abacus", "cpu")
+        check.newest(tmp_path / "none", HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"subject": "torch.nn"}, "made with subject torch.nn, not fastrnn"),
+        ({"malloc": "keep"}, "made with malloc keep, not system"),
+        ({"backend": "reference"}, "made with backend reference, not auto"),
+        ({"load": report.BUSY}, "of a busy machine"),
+        ({"load": None}, "not a file of records"),
+    ],
+)
+def test_a_check_passes_over_records_that_measure_something_else(tmp_path, changes, why):
+    folder = tmp_path / "abacus-1-cores"
+    folder.mkdir()
+    write(folder / "cpu-2.jsonl", [record("a", 1.0)], **{"backend": "auto", **changes})
+    with pytest.raises(UsageError, match=f"cpu-2.jsonl is {why}"):
+        check.newest(tmp_path, HERE)
+    write(folder / "cpu-1.jsonl", [record("a", 1.0, backend="auto")])  # as before environments told it
+    assert check.newest(tmp_path, HERE).name == "cpu-1.jsonl"
+
+
+def test_a_check_with_malloc_keep_keeps(tmp_path, monkeypatch):
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    told = []
+    monkeypatch.setattr(check, "keep_freed_memory", lambda: told.append(True) or True)
+    monkeypatch.setattr(check, "measure", lambda *_: record(CASES[0].name, 2.0))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 0
+    assert not told
+    assert main(["bench", "--check", baseline, "--threads", "1", "--malloc", "keep"]) == 0
+    assert told
 
 
 # The commands
@@ -199,8 +306,8 @@ def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
 def test_committed_records_are_read(capsys):
     runs = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*/cpu-*.jsonl"))
     assert runs
-    for run in runs:
-        assert main(["bench", "--compare", str(run), str(run)]) == 0
+    for path in map(str, runs):
+        assert main(["bench", "--compare", path, path]) == 0
         assert ": 0 regressions" in capsys.readouterr().out
 
 

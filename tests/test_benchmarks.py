@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_bench_model import write
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -21,6 +22,7 @@ from fastrnn.bench import (
     memory,
     page,
     parity,
+    records,
     report,
     roofline,
     run,
@@ -229,10 +231,73 @@ def test_what_a_file_holds_is_not_measured_again(stand_in, tmp_path, capsys):
 
 def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):
     stand_in(cases=[TINY[0]])
-    path = tmp_path / "other.jsonl"
-    path.write_text(json.dumps({"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1}) + "\n")
-    with pytest.raises(UsageError, match="made on abacus-1-cores"):
-        commands.bench([*QUICK, "--resume", str(path)])
+    path = write(tmp_path / "other.jsonl", [])
+    with pytest.raises(UsageError, match="made on hardware abacus-1-cores, this is "):
+        commands.bench([*QUICK, "--resume", path])
+
+
+SAVED = [*QUICK, "--parts", "timing", "--cells", "GRU", "--modes", "inference"]
+
+
+def change(path, kind, **changes):
+    """Rewrite all records of a kind in a file."""
+    records = [{**r, **changes} if r["kind"] == kind else r for r in environment.read(path)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+@pytest.mark.parametrize("name", records.SETUP)
+def test_a_run_is_continued_only_with_what_it_was_made_with(stand_in, tmp_path, name):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    change(saved, "environment", **{name: "planted"})
+    before = saved.read_text()
+    with pytest.raises(UsageError, match=f"--resume .*: made on {name} planted, this is "):
+        commands.bench([*SAVED, "--resume", str(saved)])
+    assert saved.read_text() == before
+
+
+def test_a_case_without_what_is_asked_for_now_is_measured_anew(stand_in, tmp_path, capsys):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    peer = "torch.nn graph"  # of GPUs: absent here, and the record says so
+    again = [*SAVED[: SAVED.index("--peers")], "--peers", peer, *SAVED[SAVED.index("--peers") + 2 :]]
+    for argv, measured in (([*again, "--kernels"], True), ([*again, "--kernels"], False), (SAVED, False)):
+        before = environment.read(saved)[1:]
+        assert commands.bench([*argv, "--resume", str(saved)]) == 0
+        (kept,) = (r for r in environment.read(saved) if r["kind"] == "measurement")
+        assert kept["peers"].keys() == {peer}
+        assert kept["kernels"]
+        assert (kept not in before) == measured
+        assert ("1 of 1 are in the file already" in capsys.readouterr().out) != measured
+
+
+def test_a_wrong_result_replaces_the_number_it_had(stand_in, tmp_path):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    stand_in(error=1e-3, cases=[STEP])
+    assert commands.bench([*SAVED, "--kernels", "--resume", str(saved)]) == 1
+    assert [r["kind"] for r in environment.read(saved) if r["kind"] != "environment"] == ["failure"]
+
+
+def test_a_continued_run_forgets_that_its_budget_was_spent(stand_in, tmp_path):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    notes = [{"kind": "note", "message": f"{run.BUDGET} 5 s spent"}, {"kind": "note", "message": "planted"}]
+    saved.write_text(saved.read_text() + "".join(json.dumps(n) + "\n" for n in notes))
+    assert commands.bench([*SAVED, "--resume", str(saved)]) == 0
+    assert [r["message"] for r in environment.read(saved) if r["kind"] == "note"] == ["planted"]
+
+
+def test_a_run_that_measures_nothing_is_no_success(stand_in, monkeypatch, capsys):
+    stand_in(cases=[STEP])
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(ticks))
+    assert commands.bench([*SAVED, "--budget", "5"]) == 1
+    assert "0 of 1 measured" in capsys.readouterr().out
 
 
 def test_a_spent_budget_leaves_what_there_is(stand_in, capsys, tmp_path, monkeypatch):
@@ -297,6 +362,29 @@ def test_small_benchmarks_give_a_line_of_positive_figures():
         ("--check {tmp}/none.jsonl", "none.jsonl: no such file"),
         ("--report {tmp}/none.jsonl", "none.jsonl: no such file"),
         ("--ddp 1", "--ddp: expected at least 2 processes, got 1"),
+        ("--cases cell- --cells GRU --modes forward", "nothing is to be measured"),
+        ("--parts energy", "--parts energy is of what timing measures; add timing"),
+        *(
+            (f"--{name} {value}", f"--{name}: expected a finite number of seconds, at least 0, got {value}")
+            for name in ("budget", "sample")
+            for value in ("nan", "inf", "-1")
+        ),
+        *((f"--{name} 8", f"--{name} has no effect with --grid cpu") for name in ("hidden", "batches", "steps")),
+        ("--grid haste --hidden 8", "--hidden has no effect with --grid haste"),
+        ("--check --self", "--self has no effect with --check"),
+        ("--check --save", "--save has no effect with --check"),
+        ("--check --peers all", "--peers has no effect with --check"),
+        ("--ddp 2 --cells GRU", "--cells has no effect with --ddp"),
+        ("--ddp 2 --threads 1", "--threads has no effect with --ddp"),
+        ("--ddp 2 --backend cpu", "--backend has no effect with --ddp"),
+        ("--ddp 2 --budget 5", "--budget has no effect with --ddp"),
+        ("--ddp 2 --malloc keep", "--malloc has no effect with --ddp"),
+        ("--ddp 2 --out x", "--out has no effect with --ddp that is not kept; add --save"),
+        ("--compare a b --cells GRU", "--cells has no effect with --compare"),
+        ("--report a --check", "--report"),
+        ("--self --backend cpu", "--backend has no effect with --self"),
+        ("--out x", "--out has no effect with what is not kept; add --save"),
+        ("--resume x --out x", "--out has no effect with --resume"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, capsys):
@@ -305,6 +393,23 @@ def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert message in err
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_threads_of_a_cpu_are_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="--threads has no effect with --device cuda"):
+        commands.parse_bench(["--device", "cuda", "--threads", "1"])
+
+
+def test_what_a_command_takes_is_an_option():
+    known = {action.dest for action in commands.bench_parser()._actions}
+    for name, taken in commands.INSTEAD.items():
+        assert {name, *taken} <= known
+
+
+def test_the_list_holds_the_cases_asked_for(capsys):
+    assert main(["bench", "--list", "--cases", "cell-"]) == 0
+    assert capsys.readouterr().out.split() == [c.name for c in shapes.CASES if "cell-" in c.name]
 
 
 def test_write_is_atomic_and_leaves_nothing_behind(tmp_path, monkeypatch):

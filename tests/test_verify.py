@@ -1,5 +1,6 @@
 """`fastrnn verify`: right here, and wrong where an error is planted. And training by several processes."""
 
+import math
 import sys
 
 import pytest
@@ -84,6 +85,31 @@ def test_a_limit_is_torchs_own_error_doubled_or_the_floor():
     assert verify.limit_of("float32", 1e-4) == 2e-4
     assert verify.limit_of("float32", 0.0) == verify.limit_of("float32", None) == 2e-6
     assert verify.limit_of("float64", 1.0) == 1e-10
+    assert verify.limit_of("float32", math.inf) == verify.limit_of("float32", math.nan) == 2e-6
+
+
+def test_nothing_is_excused_by_a_result_of_torch_that_is_not_finite():
+    truth = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for bad in (math.nan, math.inf):
+        own = {"y": torch.tensor([1.0, bad])}
+        assert verify._row("cpu", "gru", "float32", "cpu", "y", truth.float() * 1.5, truth, own).status == "WRONG"
+        assert verify._row("cpu", "gru", "float32", "cpu", "y", torch.tensor([1.0, bad]), truth, own).status == "WRONG"
+        assert verify.error(truth, own["y"]) == math.inf
+
+
+def test_a_wrong_tensor_is_not_hidden_by_nan():
+    right = verify.Row("cpu", "gru", "float32", "cpu", "ok", "y", math.nan, None, 1.0)
+    wrong = right._replace(status="WRONG", worst="h_n", ours=2.0)
+    worse = wrong._replace(worst="grad x", ours=math.nan)
+    assert max((right, wrong), key=verify.severity).worst == max((wrong, right), key=verify.severity).worst == "h_n"
+    for found in ((right, wrong, worse), (worse, wrong, right), (wrong, worse, right)):
+        assert max(found, key=verify.severity).worst == "grad x"
+
+
+def test_a_problem_that_cannot_run_does_not_hide_one_that_went_wrong(monkeypatch):
+    planted(monkeypatch, "reference", ("forward", lambda r: r._replace(y=r.y * 1.01)))
+    monkeypatch.setattr(verify, "unsupported", lambda problem, *_: "no lengths" if problem.lengths else None)
+    assert verify.check("cpu", "gru", "float32", "reference", 0).status == "WRONG"
 
 
 def test_every_cell_has_a_layer_and_problems_change_with_the_seed():

@@ -1,6 +1,7 @@
 """A quick run against records that were kept: has something become slower, as a ratio over torch.nn?
 
-What is slower at first is measured again, up to TRIES times, and named only if it was slower each time.
+What is slower at first is measured again, up to TRIES times, and named only if it was slower each time,
+or could not be measured again.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 from fastrnn.bench import report
 from fastrnn.bench.compare import Change, by_key, compare, describe
 from fastrnn.bench.environment import describe as environment_of
-from fastrnn.bench.environment import gpu, read, results, slug
+from fastrnn.bench.environment import gpu, keep_freed_memory, read, results, slug
 from fastrnn.bench.grids import Job
 from fastrnn.bench.measuring import Options
+from fastrnn.bench.records import setups
 from fastrnn.bench.run import KINDS, identity, measure, plan
 from fastrnn.cli.parser import UsageError
 
@@ -26,24 +28,53 @@ TOLERANCE = 0.15  # wider than a comparison's of two quiet runs: a quick run has
 Record = dict[str, Any]
 
 
-def newest(folder: Path, hardware: str, device: str) -> Path:
-    """The records of this hardware that were kept last; of any, where there are none of this.
+def newest(folder: Path, environment: Record) -> Path:
+    """The records that were kept last of those that `environment` can be held against: of its hardware, else of any.
 
     Raises:
-        UsageError: none were kept.
+        UsageError: there are none; the message says what keeps the newest ones from it.
     """
-    pattern = "gpu-*.jsonl" if device == "cuda" else "cpu-*.jsonl"
-    found = sorted((folder / hardware).glob(pattern)) or sorted(folder.glob(f"*/{pattern}"), key=lambda p: p.name)
-    if not found:
-        raise UsageError(f"--check: no records in {folder}; make some with fastrnn bench --save, or name a file")
-    return found[-1]
+    pattern = "gpu-*.jsonl" if environment["device"] == "cuda" else "cpu-*.jsonl"
+    own, every = (folder / slug(environment)).glob(pattern), folder.glob(f"*/{pattern}")
+    reasons: dict[Path, str] = {}
+    for path in (*sorted(own, reverse=True), *sorted(every, key=lambda p: p.name, reverse=True)):
+        if path not in reasons:
+            why = unfit(path, environment)
+            if why is None:
+                return path
+            reasons[path] = why
+    told = "".join(f"; {path.name} is {why}" for path, why in list(reasons.items())[:3])
+    raise UsageError(f"--check: no records to hold against in {folder}; make some with --save, or name a file{told}")
+
+
+def unfit(path: Path, environment: Record) -> str | None:
+    """Why the records in `path` are no measure for a run in `environment`; None if they are."""
+    try:
+        records = read(path)
+    except UsageError:
+        return "not a file of records"
+    made = setups(records)
+    if not made:
+        return "without an environment"
+    load = max(r["load"] for r in records if r["kind"] == "environment")
+    if load >= report.BUSY:
+        return f"of a busy machine (load {load:.2f})"
+    differing = (n for n in ("subject", "backend", "malloc") if any(m[n] != environment[n] for m in made))
+    name = next(differing, None)
+    return name and f"made with {name} {made[-1][name]}, not {environment[name]}"
 
 
 def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], None]) -> int:
     """Exit code 1 if a case is slower than in the records, or wrong."""
     library = import_module("fastrnn")
-    environment = {**environment_of(library, words), "malloc": args.malloc, "device": args.device}
-    path = Path(args.check) if args.check else newest(results(args.out), slug(environment), args.device)
+    kept = args.malloc == "keep" and keep_freed_memory()
+    environment = {
+        **environment_of(library, words),
+        "malloc": "keep" if kept else "system",
+        "device": args.device,
+        "backend": args.backend,
+    }
+    path = Path(args.check) if args.check else newest(results(args.out), environment)
     known = by_key(read(path))
     planned = [j for j in plan(args) if j.what == "timing" and identity(KINDS[j.what], j.key()) in known]
     if not planned:
@@ -61,19 +92,21 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
     echo(f"\n{len(found)} of {len(planned)} cases measured: {len(failed)} failed, {len(slower)} slower than in {path}")
     for c in slower:
         echo(f"REGRESSION  {c.before:.2f} -> {c.after:.2f}  {describe(c.key)}")
-    return 1 if failed or slower else 0
+    return 1 if failed or slower or not found else 0
 
 
 def confirmed(
     found: list[tuple[Job, Record]], known: list[Record], options: Options, echo: Callable[[str], None]
 ) -> list[Change]:
-    """The regressions that stay when they are measured again."""
+    """The regressions that stay when they are measured again, and those of which that fails."""
     jobs = {identity(KINDS[job.what], job.key()): job for job, _ in found}
     slower = compare(known, [r for _, r in found], TOLERANCE).regressions
+    failed: list[Change] = []
     for _ in range(TRIES - 1):
         if not slower:
             break
         echo(f"again, since slower: {len(slower)}")
         again = [measure(jobs[c.key], options, echo) for c in slower]
+        failed += [c for c, r in zip(slower, again, strict=True) if r["kind"] == "failure"]
         slower = compare(known, again, TOLERANCE).regressions
-    return slower
+    return failed + slower

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any, NoReturn
 
+from fastrnn.cli import guarded
 from fastrnn.cli.parser import UsageError, suggest
 
 PARTS = ("timing", "latency", "memory", "energy")
@@ -13,6 +15,15 @@ MALLOC_HELP = (
     "keep: freed memory stays with the process, for both sides alike; system: the C library's own rules, by which "
     "a module may or may not map fresh pages at every call, depending on where its blocks happen to lie (system)"
 )
+# What takes the place of a run, and the options that have an effect on it.
+_GRID = ("device", "grid", "cases", "hidden", "batches", "steps")
+INSTEAD: dict[str, tuple[str, ...]] = {
+    "list": _GRID,
+    "compare": (),
+    "report": (),
+    "check": (*_GRID, "cells", "modes", "dtypes", "threads", "backend", "budget", "sample", "rounds", "malloc", "out"),
+    "ddp": ("save", "out"),
+}
 BENCH_HELP = """examples:
   fastrnn bench                                  five minutes, the most important cases first
   fastrnn bench --budget 0 --threads 1 2 --save  the whole grid, kept with tables, pictures and a page
@@ -119,6 +130,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     from fastrnn.bench.shapes import matching
 
     args = bench_parser().parse_args(argv)
+    refuse_ignored(args, argv)
     gpu = args.device == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no GPU here")
@@ -129,13 +141,15 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     if args.backend not in NAMES:
         raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
     args.threads = args.threads or sorted({1, cores()})
+    for name, value in (("sample", args.sample), ("budget", args.budget)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"--{name}: expected a finite number of seconds, at least 0, got {value:g}")
     for name, value, least in (
         ("threads", min(args.threads), 1),
         ("rounds", args.rounds, 1),
         ("steps", args.steps, 1),
         ("hidden", min(args.hidden or [1]), 1),
         ("batches", min(args.batches or [1]), 1),
-        ("sample", args.sample, 0),
     ):
         if value < least:
             raise UsageError(f"--{name}: expected at least {least}, got {value:g}")
@@ -145,6 +159,38 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     if args.budget is None:
         args.budget = 90.0 if args.check is not None else 300.0
     return args
+
+
+def refuse_ignored(args: argparse.Namespace, argv: list[str]) -> None:
+    """UsageError, naming the combination, if something that was typed would have no effect."""
+    typed = [name for name in _typed(argv) if name not in INSTEAD]
+    modes = [name for name in INSTEAD if getattr(args, name) not in (None, False)]
+    if len(modes) > 1:
+        raise UsageError(f"--{modes[0]} and --{modes[1]} are two commands; give one of them")
+    if modes:
+        ignored = next((name for name in typed if name not in INSTEAD[modes[0]]), None)
+        if ignored:
+            raise UsageError(f"--{ignored} has no effect with --{modes[0]}; leave it out")
+    grid = args.grid or ("gpu" if args.device == "cuda" else "cpu")
+    pairs = (
+        *((name, f"--grid {grid}; it is of --grid gpu", grid != "gpu") for name in ("hidden", "batches", "steps")),
+        ("threads", "--device cuda", args.device == "cuda"),
+        ("backend", "--self, which runs torch.nn alone", args.self),
+        ("out", "--resume, which writes beside its file", args.resume is not None),
+        ("out", "what is not kept; add --save", not (args.save or modes or args.resume)),
+        ("out", "--ddp that is not kept; add --save", args.ddp is not None and not args.save),
+    )
+    for name, other, applies in pairs:
+        if applies and name in typed:
+            raise UsageError(f"--{name} has no effect with {other}")
+
+
+def _typed(argv: list[str]) -> list[str]:
+    """The options that `argv` itself gives, by name."""
+    parser = bench_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return list(vars(parser.parse_args(argv)))
 
 
 def _peers(asked: list[str] | None, device: str, peers: Any) -> tuple[str, ...]:
@@ -169,8 +215,10 @@ def bench(argv: list[str], command: list[str] | None = None) -> int:
     command = command or ["fastrnn", "bench", *argv]
     if args.list:
         from fastrnn.bench.grids import cases
+        from fastrnn.bench.shapes import matching
 
-        say("\n".join(case.name for case in cases(args.grid, args.hidden, args.batches, args.steps)))
+        found = matching(args.cases, cases(args.grid, args.hidden, args.batches, args.steps))
+        say("\n".join(case.name for case in found))
         return 0
     if args.compare:
         from fastrnn.bench import compare
@@ -226,8 +274,5 @@ VERIFY_HELP = (
 
 def main() -> int:
     """`python -m benchmarks`: fastrnn bench."""
-    try:
-        return bench(sys.argv[1:], ["python", "-m", "benchmarks", *sys.argv[1:]])
-    except UsageError as error:
-        print(f"python -m benchmarks: error: {error}", file=sys.stderr)
-        return 2
+    words = ["python", "-m", "benchmarks"]
+    return guarded(" ".join(words), lambda: bench(sys.argv[1:], [*words, *sys.argv[1:]]))

@@ -1,8 +1,9 @@
-"""Two runs beside each other: what has become slower, or faster, by more than noise.
+"""Two runs beside each other: what has become slower, or faster, by more than the noise within each.
 
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
 from different machines. A case has changed when the spans from p20 to p80 of both runs do not meet and the medians
-differ by more than LEAST. Peak memory has changed when ours differs by more than LEAST and a MiB.
+differ by more than LEAST. The spans are of the rounds of one run: by how much a second run of the same code differs is
+not in them. Peak memory has changed when ours differs by more than LEAST and a MiB.
 """
 
 from __future__ import annotations
@@ -92,13 +93,21 @@ def text(found: Comparison) -> str:
 
 
 def command(old: str, new: str, echo: Callable[[str], None]) -> int:
-    """Exit code 1 if something has become slower."""
+    """Exit code 1 if something has become slower.
+
+    Raises:
+        UsageError: a file is none of records, or they have nothing in common.
+    """
     before, after = read(Path(old)), read(Path(new))
+    headers = []
     for name, records in ((old, before), (new, after)):
         environment = next((r for r in records if r["kind"] == "environment"), None)
         if environment is None:
             raise UsageError(f"{name}: holds no environment; it is not a whole file of records")
-        echo(f"{name}  [{slug(environment)}]\n{header(environment)}\n")
+        headers.append(f"{name}  [{slug(environment)}]\n{header(environment)}\n")
     found = compare(before, after)
+    if not found.compared:
+        raise UsageError(f"--compare: {old} and {new} have no case in common")
+    echo("\n".join(headers))
     echo(text(found))
     return 1 if found.regressions else 0

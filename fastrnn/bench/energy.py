@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,15 @@ class Unmetered(Exception):
 
 
 class Meter:
-    """A counter of joules. `read` gives them modulo `wraps`."""
+    """Counters of joules: `read` gives each of them, modulo its entry of `ranges`."""
 
-    def __init__(self, read: Callable[[], float], wraps: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._read, self._wraps, self._clock = read, wraps, clock
+    def __init__(
+        self,
+        read: Callable[[], Sequence[float]],
+        ranges: Sequence[float],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._read, self._ranges, self._clock = read, ranges, clock
 
     def joules(self, call: Callable[[], Any], finish: Callable[[], Any], seconds: float = SECONDS) -> float:
         """Joules of one `call`, over calls that last `seconds` together; `finish` waits for the device."""
@@ -35,8 +40,8 @@ class Meter:
             call()
             finish()
             calls += 1
-        spent = self._read() - before
-        return (spent if spent >= 0 else spent + self._wraps) / max(calls, 1)
+        counters = zip(self._read(), before, self._ranges, strict=True)
+        return sum((after - early) % size for after, early, size in counters) / max(calls, 1)
 
 
 def meter(device: str) -> Meter:
@@ -49,17 +54,19 @@ def meter(device: str) -> Meter:
 
 
 def rapl(root: Path = RAPL) -> Meter:
-    """All packages of the processor."""
+    """All packages of the processor. Zones of other names (psys, the whole board) count the packages once more."""
     zones = sorted(p for p in root.glob("intel-rapl:*") if p.name.count(":") == 1)
-    if not zones:
-        raise Unmetered(f"the processor's counters (RAPL) are not in {root}: a virtual machine, or no driver for them")
-    files = [zone / "energy_uj" for zone in zones]
     try:
-        wraps = sum(int((zone / "max_energy_range_uj").read_text()) for zone in zones) / 1e6
-        files[0].read_text()
+        zones = [zone for zone in zones if (zone / "name").read_text().startswith("package-")]
+        files = [zone / "energy_uj" for zone in zones]
+        ranges = [int((zone / "max_energy_range_uj").read_text()) / 1e6 for zone in zones]
+        for file in files:
+            file.read_text()
     except OSError as error:
         raise Unmetered(f"{error.filename} cannot be read ({error.strerror}); root can allow it by chmod a+r") from None
-    return Meter(lambda: sum(int(file.read_text()) for file in files) / 1e6, wraps)
+    if not zones:
+        raise Unmetered(f"the processor's counters (RAPL) are not in {root}: a virtual machine, or no driver for them")
+    return Meter(lambda: [int(file.read_text()) / 1e6 for file in files], ranges)
 
 
 def nvml() -> Meter:
@@ -75,8 +82,8 @@ def nvml() -> Meter:
     if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)):
         raise Unmetered("NVML keeps no count of this device's energy (before Volta it does not)")
 
-    def read() -> float:
+    def read() -> list[float]:
         library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
-        return value.value / 1e3
+        return [value.value / 1e3]
 
-    return Meter(read, 2.0**64 / 1e3)
+    return Meter(read, [2.0**64 / 1e3])

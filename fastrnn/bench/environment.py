@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.bench.records import fault
 from fastrnn.cli.parser import UsageError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -189,10 +190,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             record = json.loads(line)
-            known = isinstance(record, dict) and "kind" in record
-        except json.JSONDecodeError:
-            known = False
-        if not known:
-            raise UsageError(f"{path}: line {number} is not a record of fastrnn bench")
+            why = fault(record)
+        except (json.JSONDecodeError, RecursionError):
+            why = "it is no JSON"
+        if why:
+            raise UsageError(f"{path}: line {number} is not a record of fastrnn bench: {why}")
         records.append(record)
     return records

@@ -113,9 +113,10 @@ def jobs(
     threads: Sequence[int],
     parts: Sequence[str],
 ) -> list[Job]:
-    """All measurements of these, ordered by importance; memory and latency at the largest number of threads and at one.
+    """All measurements of these, ordered by importance.
 
-    A step's latency is taken of the cases of one step; memory of training.
+    Memory is that of training, at the largest of `threads` only. Latency, at each of them, is that of the cases of one
+    step, one row and one layer, where "inference" is among `modes`.
     """
     found: list[tuple[float, Job]] = []
     for place, case in enumerate(chosen):

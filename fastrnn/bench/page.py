@@ -11,8 +11,10 @@ from typing import Any
 from fastrnn.bench import pictures, report
 from fastrnn.bench.environment import read, write
 from fastrnn.bench.targets import NOISE, measurements
+from fastrnn.cli.parser import UsageError
 
 Record = dict[str, Any]
+SHOWN = ("measurement", "latency", "memory", "failure")
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
@@ -111,9 +113,21 @@ def table(
 
 
 def command(files: Sequence[str], echo: Callable[[str], None]) -> int:
-    """Tables, pictures and page of records that are on disk; of several files as of one, beside the last."""
+    """Tables, pictures and page of records that are on disk; of several files as of one, beside the last.
+
+    Raises:
+        UsageError: a file is none of records, or holds nothing that tables show.
+    """
     paths = [Path(f) for f in files]
-    records = [r for path in paths for r in read(path)]
+    records = []
+    for path in paths:
+        found = read(path)
+        if not any(r["kind"] in SHOWN for r in found):
+            raise UsageError(f"--report {path}: holds nothing measured")
+        for r in measurements(found):
+            if not pictures.known(r):
+                raise UsageError(f"--report {path}: {r['case']} is no case of this version, and its sizes are not told")
+        records += found
     write(paths[-1].with_suffix(".txt"), report.full(records))
     echo("saved: " + ", ".join(str(p) for p in (paths[-1].with_suffix(".txt"), *write_all(records, paths[-1], echo))))
     return 0

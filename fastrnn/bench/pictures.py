@@ -37,6 +37,11 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
     return made
 
 
+def known(r: Record) -> bool:
+    """Whether the sizes of a record can be told."""
+    return "H" in r or r["case"] in _SIZES
+
+
 def sizes_of(r: Record) -> dict[str, Any]:
     """T, B, H and the form of a record; those of older ones are found by the name of the case."""
     if "H" in r:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastrnn.bench.environment import read
 from fastrnn.bench.measure import geomean
 from fastrnn.bench.shapes import CASES, CELLS, MODES
 from fastrnn.bench.targets import NOISE, TARGETS, Verdict, judge, measurements, single
+from fastrnn.cli import guarded
 
 Record = dict[str, Any]
 NOISY = 1.5  # p80 / p20 of the ratio from which a line is marked
@@ -245,14 +247,19 @@ def markdown(records: list[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="JSON lines; several runs are read as one")
     parser.add_argument("--markdown", action="store_true", help="the ratios alone, as a Markdown table")
     args = parser.parse_args()
-    records = [r for path in args.runs for r in read(path)]
-    print(markdown(records) if args.markdown else full(records), end="")
+
+    def show() -> int:
+        records = [r for path in args.runs for r in read(path)]
+        print(markdown(records) if args.markdown else full(records), end="")
+        return 0
+
+    return guarded("python -m fastrnn.bench.report", show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,19 @@
-"""What a case would take at least: its products at the machine's rate, its bytes at the memory's, its steps in turn.
+"""A model of a case's time: its products at the machine's rate, its bytes at the memory's, its steps in turn.
 
     bound = input and output + sum over the parts of max(flops / rate, bytes / bandwidth) + steps * wait
 
 The parts are the GEMM of the input, the recurrent product of each step (forward and, in training, backward), and the
 GEMMs of the gradients. A step waits for the one before it: its product of B rows takes its flops at the rate of a large
-GEMM, or one reading of W_hh, whichever is longer. `share` is bound over time: 1 where nothing is left to gain.
+GEMM, or one reading of W_hh, whichever is longer. `share` is bound over time: what the model explains of it.
+
+It is no lower bound: parts, layers, directions, and the reading of x and writing of y are summed as if nothing of one
+ran beside another, so that who overlaps them can come below it; and elementwise work, the tape and autograd are left
+out, so that 1 may be out of reach.
 
 Of a CPU both rates are measured on the machine, beside the measurement: torch.mm, and the faster of two loops that do
 nothing but read (memchr of the C library, and torch.sum) on a memory of W_hh's size; n threads are taken to read n
-times as fast as one reads its share, which is the most that they can. Of a GPU they follow from its multiprocessors
-and clock; W_hh is read once if registers and shared memory can hold it. The waits of a step on a GPU are assumptions.
+times as fast as one reads its share. Of a GPU the rates are its data sheet's, that of L2 and the waits of a step are
+assumptions; W_hh is read once if registers and shared memory can hold it.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class Machine:
 
 
 class Bound(NamedTuple):
-    """Seconds, and what most of them are for: "products", "weights", "waiting" or "input and output"."""
+    """The model's seconds, and what most of them are for: "products", "weights", "waiting" or "input and output"."""
 
     seconds: float
     limit: str
@@ -86,7 +90,7 @@ def traffic(case: Case, mode: str, size: int) -> float:
 
 
 def bound(case: Case, cell: str, mode: str, dtype: str, machine: Machine) -> Bound:
-    """The least time of one iteration on `machine`. Layers and directions are taken to run one after another."""
+    """The model's time of one iteration on `machine`. Layers and directions are taken to run one after another."""
     seconds = {"products": 0.0, "weights": 0.0, "waiting": 0.0}
     for part in parts(case, cell, mode, BYTES[dtype]):
         products = part.flops / machine.flops
@@ -175,58 +179,70 @@ def _fastest(call: Callable[[], Any], seconds: float = 0.02) -> float:
 # GPUs: from what their makers say
 
 
-class Processor(NamedTuple):
-    """Of one multiprocessor: dense operations a clock by type (tensor cores but for fp32)."""
+class Sheet(NamedTuple):
+    """Of a data sheet: TFLOP/s of dense products that add up in fp32, GB/s of memory, MHz of the boost clock."""
 
-    bf16: int
-    tf32: int
-    fp32: int
+    half: float  # bf16 and fp16
+    tf32: float
+    fp32: float
+    memory: float
+    clock: float
 
 
-# By compute capability. NVIDIA's architecture white papers: Ampere GA100 and GA102, Ada, Hopper, Blackwell.
-PROCESSORS = {
-    (8, 0): Processor(2048, 1024, 128),
-    (8, 6): Processor(1024, 256, 256),
-    (8, 9): Processor(1024, 256, 256),
-    (9, 0): Processor(4096, 2048, 256),
-    (10, 0): Processor(8192, 4096, 256),
-    (12, 0): Processor(1024, 256, 256),
-}
-# By name: boost clock in MHz and GB/s of memory, as the data sheets give them.
+_A100 = Sheet(312, 156, 19.5, 1555, 1410)
+_H100 = Sheet(989.4, 494.7, 66.9, 3350, 1980)
+_H100_NVL = Sheet(835.5, 417.5, 60, 3900, 1785)
+# NVIDIA's data sheets, dense where they give sparse figures. By the driver's whole name without NVIDIA: a part of it is
+# not enough, since RTX 4090 D, A10G, GH200 or a MIG slice of an A100 are other devices.
 DEVICES = {
-    "H200": (1980, 4800),
-    "H100 PCIe": (1755, 2000),
-    "H100": (1980, 3350),
-    "A100-SXM4-80GB": (1410, 2039),
-    "A100": (1410, 1555),
-    "B200": (1965, 8000),
-    "RTX 4090": (2520, 1008),
-    "L4": (2040, 300),
-    "A10": (1695, 600),
+    "A100-SXM4-40GB": _A100,
+    "A100-PCIE-40GB": _A100,
+    "A100-SXM4-80GB": _A100._replace(memory=2039),
+    "A100 80GB PCIe": _A100._replace(memory=1935),
+    "H100 80GB HBM3": _H100,
+    "H100 PCIe": Sheet(756, 378, 51.2, 2000, 1755),
+    "H100 NVL": _H100_NVL,
+    "H200": _H100._replace(memory=4800),
+    "H200 NVL": _H100_NVL._replace(memory=4800),
+    "B200": Sheet(2250, 1125, 75, 8000, 1965),
+    "L4": Sheet(121, 60.5, 30.3, 300, 2040),
+    "L40S": Sheet(362, 183, 91.6, 864, 2520),
+    "A10": Sheet(125, 62.5, 31.2, 600, 1695),
+    "GeForce RTX 4090": Sheet(165.2, 82.6, 82.6, 1008, 2520),
 }
-L2_BYTES = 64  # a clock and multiprocessor, from L2
+L2_BYTES = 64  # assumed: a clock and multiprocessor, from L2
 ON_CHIP = 256 << 10  # bytes of registers of a multiprocessor, and about as many of shared memory
 WAITS = (1e-7, 3.5e-7, 7e-7)  # assumed: within a multiprocessor; a cluster of up to 16; through L2
 CLUSTER = 16
 
 
+def sheet(name: str) -> Sheet | None:
+    """That of a GPU by the driver's name."""
+    return DEVICES.get(" ".join(name.split()).removeprefix("NVIDIA "))
+
+
+def unknown(dtype: str, facts: dict[str, Any]) -> str | None:
+    """Why there is no bound for a type on the GPU of `facts`; None if there is one."""
+    if sheet(facts["name"]) is None:
+        return f"the data sheet of {facts['name']} is not in fastrnn.bench.roofline"
+    return f"the rate of {dtype} is not in fastrnn.bench.roofline" if dtype == "float64" else None
+
+
 def gpu(dtype: str, facts: dict[str, Any]) -> Machine | None:
-    """The GPU of `facts` (fastrnn.bench.environment.gpu), or None if it is not in the tables."""
-    processor = PROCESSORS.get(tuple(facts["capability"]))
-    found = next((v for name, v in DEVICES.items() if name in facts["name"]), None)
-    if processor is None or found is None or dtype == "float64":
+    """The GPU of `facts` (fastrnn.bench.environment.gpu), or None where `unknown` tells why."""
+    found = sheet(facts["name"])
+    if found is None or unknown(dtype, facts):
         return None
-    clock, count = found[0] * 1e6, facts["multiprocessors"]
-    each = {"tf32": processor.tf32, "float32": processor.fp32}.get(dtype, processor.bf16)
+    count = facts["multiprocessors"]
 
     def wait(size: float) -> float:
         needed = size / (ON_CHIP * 1.5)
         return WAITS[0] if needed <= 1 else WAITS[1] if needed <= CLUSTER else WAITS[2]
 
     return Machine(
-        flops=each * clock * count,
-        read=lambda size: L2_BYTES * clock * count,
-        memory=found[1] * 1e9,
+        flops=1e12 * {"tf32": found.tf32, "float32": found.fp32}.get(dtype, found.half),
+        read=lambda size: L2_BYTES * found.clock * 1e6 * count,
+        memory=found.memory * 1e9,
         wait=wait,
         holds=1.5 * ON_CHIP * count,
     )

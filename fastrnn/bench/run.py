@@ -1,7 +1,7 @@
 """A run: the grid in the order of importance, until the budget is spent, each record on disk as soon as it is there.
 
 All sides run in this process on the same weights and inputs, in turn. Nothing is timed before both gave the same
-numbers; a case that differs is reported as failed, and the run then exits with 1.
+numbers; a case that differs is reported as failed, and the run then exits with 1; so does one that measured nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from fastrnn.bench import energy, memory, peers, report
+from fastrnn.bench import energy, memory, peers, report, roofline
 from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, read, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
 from fastrnn.bench.measuring import MEASURE, Options
+from fastrnn.bench.records import SETUP, setups
 from fastrnn.bench.shapes import matching
 from fastrnn.cli.parser import UsageError
 
@@ -35,12 +36,16 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None] = print) -> tuple[list[Record], Path]:
     """Measure; the records, and where they were saved (whether or not they were)."""
+    planned = plan(args)
+    if not planned:
+        raise UsageError(f"nothing is to be measured: {_nothing(args)}")
     library = torch.nn if args.self else import_module("fastrnn")
     kept = args.malloc == "keep" and keep_freed_memory()
     environment = {
         **describe(library, command),
         "malloc": "keep" if kept else "system",
         "device": args.device,
+        "backend": args.backend,
         "peers": peers.table(args.device, args.peers),
     }
     store, path = _open(args, environment)
@@ -49,8 +54,17 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
     options = Options(
         library, args.backend, args.sample, args.rounds, args.peers, args.kernels, _meter(args, store, echo), gpu()
     )
-    _measure_all(plan(args), options, store, args.budget, echo)
+    for why in _without_bound(planned, options.facts):
+        _note(store, f"no bound is given: {why}", echo)
+    _measure_all(planned, options, store, args.budget, echo)
     return store.records, path
+
+
+def _without_bound(planned: list[Job], facts: Record | None) -> list[str]:
+    """Why some of what is timed on a GPU gets no bound."""
+    dtypes = dict.fromkeys(j.dtype for j in planned if j.device == "cuda" and j.what == "timing")
+    reasons = (roofline.unknown(dtype, facts) for dtype in dtypes if facts is not None)
+    return list(dict.fromkeys(why for why in reasons if why is not None))
 
 
 def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
@@ -63,13 +77,30 @@ def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
     else:
         path = Path(args.resume)
         before = read(path)
-        made = next((slug(r) for r in before if r["kind"] == "environment"), None)
-        if made != slug(environment):
-            raise UsageError(f"--resume {path}: made on {made}, this is {slug(environment)}; start a new run")
+        _same_setup(path, before, environment)
         store = Store(path)
-        store.records = [r for r in before if r["kind"] != "failure"]  # which get another chance
+        store.records = [r for r in before if r["kind"] != "failure" and not _of_budget(r)]  # which get another chance
     store.add(environment)
     return store, path
+
+
+def _same_setup(path: Path, before: list[Record], environment: Record) -> None:
+    """UsageError if what `path` holds was made elsewhere, or with something else, than `environment` is."""
+    made = [r for r in before if r["kind"] == "environment"]
+    if not made:
+        raise UsageError(f"--resume {path}: holds no environment; start a new run")
+    there, here = {"hardware": slug(made[-1])}, {"hardware": slug(environment)}
+    there, here = {**there, **setups(before)[-1]}, {**here, **{name: environment[name] for name in SETUP}}
+    differing = [f"{name} {there[name]}, this is {here[name]}" for name in here if there[name] != here[name]]
+    if differing:
+        raise UsageError(f"--resume {path}: made on {'; '.join(differing)}; start a new run")
+
+
+def _nothing(args: argparse.Namespace) -> str:
+    """Why a plan is empty, as far as the options tell."""
+    if args.parts == ["energy"]:
+        return "--parts energy is of what timing measures; add timing"
+    return f"no case has {'/'.join(args.cells)} in {'/'.join(args.modes)} with a part {'/'.join(args.parts)}"
 
 
 def _meter(args: argparse.Namespace, store: Store, echo: Callable[[str], None]) -> energy.Meter | None:
@@ -80,9 +111,18 @@ def _meter(args: argparse.Namespace, store: Store, echo: Callable[[str], None]) 
         return None
 
 
+BUDGET = "budget of"
+
+
+def _of_budget(record: Record) -> bool:
+    return bool(record["kind"] == "note" and record["message"].startswith(BUDGET))
+
+
 def _note(store: Store, message: str, echo: Callable[[str], None]) -> None:
     echo(message)
-    store.add({"kind": "note", "message": message})
+    note = {"kind": "note", "message": message}
+    if note not in store.records:
+        store.add(note)
 
 
 def identity(kind: str, record: Record) -> tuple[Any, ...]:
@@ -94,7 +134,7 @@ def identity(kind: str, record: Record) -> tuple[Any, ...]:
 def _measure_all(
     planned: list[Job], options: Options, store: Store, budget: float, echo: Callable[[str], None]
 ) -> None:
-    done = {identity(r["kind"], r) for r in store.records if r["kind"] in KINDS.values()}
+    done = {identity(r["kind"], r) for r in store.records if r["kind"] in KINDS.values() and _whole(r, options)}
     todo = [j for j in planned if identity(KINDS[j.what], j.key()) not in done]
     if len(todo) < len(planned):
         echo(f"{len(planned) - len(todo)} of {len(planned)} are in the file already")
@@ -106,9 +146,21 @@ def _measure_all(
     echo(report.TIMES_HEADER)
     for count, job in enumerate(todo):
         if budget and time.monotonic() - start > budget:
-            _note(store, f"budget of {budget:g} s spent: {count} of {len(todo)} measured", echo)
+            _note(store, f"{BUDGET} {budget:g} s spent: {count} of {len(todo)} measured", echo)
             return
-        store.add(measure(job, options, echo))
+        record, key = measure(job, options, echo), identity(KINDS[job.what], job.key())
+        store.records = [r for r in store.records if r["kind"] not in KINDS.values() or identity(r["kind"], r) != key]
+        store.add(record)
+
+
+def _whole(record: Record, options: Options) -> bool:
+    """Whether a record of a file that is continued holds all that is asked for now: else it is measured anew."""
+    if record["kind"] != "measurement":
+        return True
+    extras = (("kernels", options.kernels), ("joules", options.meter is not None))
+    return set(options.peers) <= set(record.get("peers") or {}) and all(
+        record.get(name) for name, asked in extras if asked
+    )
 
 
 def measure(job: Job, options: Options, echo: Callable[[str], None]) -> Record:
@@ -131,5 +183,6 @@ def save(records: list[Record], path: Path, echo: Callable[[str], None]) -> None
 
 
 def exit_code(records: list[Record]) -> int:
-    """1 if something failed."""
-    return 1 if any(r["kind"] == "failure" for r in records) else 0
+    """1 if something failed, or nothing was measured."""
+    kinds = {r["kind"] for r in records}
+    return 1 if "failure" in kinds or not kinds.intersection(KINDS.values()) else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import random
 import time
 import warnings
@@ -155,27 +156,29 @@ def _keep_from_zero(module: nn.Module) -> None:
 
 
 def error(got: Tensor, truth: Tensor) -> float:
-    """The largest difference over the truth's largest value; infinite if shapes differ or it is not finite."""
-    if got.shape != truth.shape or not bool(torch.isfinite(got).all()):
-        return float("inf")
+    """The largest difference over the truth's largest value; infinite if shapes differ or one of them is not finite."""
+    if got.shape != truth.shape or not all(bool(torch.isfinite(a).all()) for a in (got, truth)):
+        return math.inf
     a, b = got.double().cpu(), truth.double().cpu()
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
 
 
 def limit_of(dtype: str, theirs: float | None) -> float:
-    """What is granted, given torch.nn's own error."""
+    """What is granted, given torch.nn's own error; one that is not finite grants no more than none."""
     if dtype == "float64":
         return EXACT[torch.float64]
     floor = TF32_FLOOR if dtype == "tf32" else FLOOR[TYPES[dtype]]
-    return max(floor, TORCH_FACTOR * (theirs or 0.0))
+    return max(floor, TORCH_FACTOR * theirs) if theirs is not None and math.isfinite(theirs) else floor
 
 
 def check(device: str, cell: str, dtype: str, backend: str, seed: int, projection: bool = False) -> Row:
     """One cell in one type on one backend, over all problems."""
     label = f"{cell}, projected" if projection else cell
-    rows = []
+    rows: list[Row] = []
     for problem in problems(cell, seed, projection):
         why = unsupported(problem, dtype, device, backend)
+        if why and any(row.status == "WRONG" for row in rows):
+            break  # what cannot run does not excuse what ran
         if why:
             return Row(device, label, dtype, backend, "not here", why=why)
         truth, own = of_torch(problem, dtype, device)
@@ -184,7 +187,13 @@ def check(device: str, cell: str, dtype: str, backend: str, seed: int, projectio
         except Exception as failure:  # a backend that ends in an exception is a row, and the exit code tells
             return Row(device, label, dtype, backend, "FAILED", why=f"{type(failure).__name__}: {failure}")
         rows += [_row(device, label, dtype, backend, name, got.get(name), truth[name], own) for name in truth]
-    return max(rows, key=lambda row: row.ours / row.limit)
+    return max(rows, key=severity)
+
+
+def severity(row: Row) -> tuple[bool, float]:
+    """Of two rows the larger is the worse one. NaN, which no comparison orders, counts as infinite."""
+    share = row.ours / row.limit
+    return row.status != "ok", math.inf if math.isnan(share) else share
 
 
 def _row(
@@ -192,7 +201,7 @@ def _row(
 ) -> Row:
     theirs = None if own is None else error(own[name], truth)
     limit = limit_of(dtype, theirs)
-    ours = float("inf") if got is None else error(got, truth)
+    ours = math.inf if got is None else error(got, truth)
     status = "ok" if ours <= limit else "WRONG"
     return Row(device, cell, dtype, backend, status, name, ours, theirs, limit)
 

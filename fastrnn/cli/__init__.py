@@ -45,26 +45,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, run, rest = find_command(args)
     except UsageError as error:
         return fail("fastrnn", error)
+    return guarded(f"fastrnn {name}", lambda: run(rest))
+
+
+def guarded(prefix: str, run: Callable[[], int]) -> int:
+    """The exit code of `run`; what ends it by the user's input, doing or machine is one line after `prefix`."""
     try:
-        return run(rest)
+        return run()
     except KeyboardInterrupt:
-        print(f"\nfastrnn {name}: interrupted", file=sys.stderr)
+        print(f"\n{prefix}: interrupted", file=sys.stderr)
         return 130
     except UsageError as error:
-        return fail(f"fastrnn {name}", error)
+        return fail(prefix, error)
     except ModuleNotFoundError as error:
         if error.name not in ("lightning", "jsonargparse", "tokenizers", "yaml", "sacrebleu", "snowballstemmer"):
             raise
-        return fail(f"fastrnn {name}", f"needs {error.name}: pip install 'fastrnn[train]'")
+        return fail(prefix, f"needs {error.name}: pip install 'fastrnn[train]'")
     except Exception as error:
         from ..text.errors import Interrupted, UserError
 
         if isinstance(error, Interrupted):
             if not error.silent:
-                print(f"\nfastrnn {name}: {error}", file=sys.stderr)
+                print(f"\n{prefix}: {error}", file=sys.stderr)
             return 128 + error.signum
         if isinstance(error, (UserError, OSError)):  # a full disk, a folder without permission
-            return fail(f"fastrnn {name}", error)
+            return fail(prefix, error)
         raise
 
 
