@@ -1,0 +1,91 @@
+"""`fastrnn bench --check`: what it holds itself against, and what it names."""
+
+import pytest
+from test_bench_model import record, write
+
+from fastrnn.bench import check, report
+from fastrnn.bench.shapes import CASES
+from fastrnn.cli import main
+from fastrnn.cli.parser import UsageError
+
+
+@pytest.mark.parametrize(("later", "code"), [((1.2, 1.2, 1.2), 1), ((1.2, 2.0), 0)])
+def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, later, code):
+    name = CASES[0].name
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0), record("gone", 2.0)])
+    ratios = iter(later)
+    seen = []
+
+    def measured(job, options, echo):
+        seen.append(job.case.name)
+        return record(name, next(ratios))
+
+    monkeypatch.setattr(check, "measure", measured)
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == code
+    assert seen == [name] * len(later)
+    assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monkeypatch, capsys):
+    name = CASES[0].name
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0)])
+    key = {"case": name, "cell": "GRU", "mode": "training", "threads": 1}
+    failure = {"kind": "failure", "what": "timing", **key, "message": "Mismatch: y: differs"}
+    answers = iter([record(name, 1.2), failure])
+    monkeypatch.setattr(check, "measure", lambda *_: next(answers))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 1
+    assert "REGRESSION  2.00 -> 1.20" in capsys.readouterr().out
+
+
+def test_a_check_that_measures_nothing_is_no_success(tmp_path, monkeypatch, capsys):
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr(check.time, "monotonic", lambda: next(ticks))
+    assert main(["bench", "--check", baseline, "--threads", "1", "--budget", "5"]) == 1
+    assert "0 of 1 cases measured" in capsys.readouterr().out
+
+
+HERE = {"cpu": "Abacus", "flags": [], "cores": 1, "device": "cpu", "subject": "fastrnn", "malloc": "system"}
+HERE["backend"] = "auto"
+
+
+def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
+    made = ("abacus-1-cores", "cpu-2"), ("abacus-1-cores", "cpu-3"), ("other", "cpu-9"), ("abacus-1-cores", "gpu-8")
+    for folder, name in made:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder / f"{name}.jsonl", [record("a", 1.0)], backend="auto")
+    assert check.newest(tmp_path, HERE).name == "cpu-3.jsonl"
+    assert check.newest(tmp_path, {**HERE, "cpu": "New"}).name == "cpu-9.jsonl"
+    with pytest.raises(UsageError, match="no records"):
+        check.newest(tmp_path / "none", HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"subject": "torch.nn"}, "made with subject torch.nn, not fastrnn"),
+        ({"malloc": "keep"}, "made with malloc keep, not system"),
+        ({"backend": "reference"}, "made with backend reference, not auto"),
+        ({"load": report.BUSY}, "of a busy machine"),
+        ({"load": None}, "not a file of records"),
+    ],
+)
+def test_a_check_passes_over_records_that_measure_something_else(tmp_path, changes, why):
+    folder = tmp_path / "abacus-1-cores"
+    folder.mkdir()
+    write(folder / "cpu-2.jsonl", [record("a", 1.0)], **{"backend": "auto", **changes})
+    with pytest.raises(UsageError, match=f"cpu-2.jsonl is {why}"):
+        check.newest(tmp_path, HERE)
+    write(folder / "cpu-1.jsonl", [record("a", 1.0, backend="auto")])  # as before environments told it
+    assert check.newest(tmp_path, HERE).name == "cpu-1.jsonl"
+
+
+def test_a_check_with_malloc_keep_keeps(tmp_path, monkeypatch):
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    told = []
+    monkeypatch.setattr(check, "keep_freed_memory", lambda: told.append(True) or True)
+    monkeypatch.setattr(check, "measure", lambda *_: record(CASES[0].name, 2.0))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 0
+    assert not told
+    assert main(["bench", "--check", baseline, "--threads", "1", "--malloc", "keep"]) == 0
+    assert told
