@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastrnn.bench import commands, shapes
+from fastrnn.bench import check, commands, ddp, run, shapes
 from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
 
@@ -47,7 +47,9 @@ from fastrnn.cli.parser import UsageError
         ("--resume x --out x", "--out has no effect with --resume"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, monkeypatch, capsys):
+    for module in (run, check, ddp):
+        monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("it was measured"))
     (tmp_path / "text").write_text("no json\n")
     assert main(["bench", *line.format(tmp=tmp_path).split()]) == 2
     out, err = capsys.readouterr()
