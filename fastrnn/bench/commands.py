@@ -28,7 +28,7 @@ BENCH_HELP = """examples:
   fastrnn bench                                  five minutes, the most important cases first
   fastrnn bench --budget 0 --threads 1 2 --save  the whole grid, kept with tables, pictures and a page
   fastrnn bench --resume FILE                    what FILE lacks
-  fastrnn bench --compare OLD NEW                names regressions beyond noise; exit code 1 if there are any
+  fastrnn bench --compare OLD NEW                regressions beyond the noise within a run; exit code 1 for any
   fastrnn bench --check                          a quick run against the newest records of this hardware
   fastrnn bench --report FILE                    tables, pictures and page of FILE anew
   fastrnn bench --ddp 2                          training by several processes (DDP, gloo)
@@ -60,7 +60,7 @@ def bench_parser() -> Parser:
     _how(parser)
     other = parser.add_argument_group("instead of a run")
     other.add_argument("--list", action="store_true", help="name the cases and stop")
-    other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="name what changed beyond noise")
+    other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="what changed beyond a run's own noise")
     other.add_argument(
         "--check", nargs="?", const="", metavar="FILE", help="a quick run against FILE's ratios over torch.nn"
     )

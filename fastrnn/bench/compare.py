@@ -81,9 +81,8 @@ def describe(key: Key) -> str:
 
 def text(found: Comparison) -> str:
     """Each change in a line."""
-    rows = [
-        f"{found.compared} cases compared, as torch.nn / fastrnn: {len(found.regressions)} regressions beyond noise"
-    ]
+    slower = f"{len(found.regressions)} regressions beyond the noise within a run"
+    rows = [f"{found.compared} cases compared, as torch.nn / fastrnn: {slower}"]
     for title, changes in (("REGRESSION", found.regressions), ("improvement", found.improvements)):
         rows += [f"{title:12}{c.before:8.2f} -> {c.after:8.2f}  ({c.factor:.2f})  {describe(c.key)}" for c in changes]
     for title, keys in (("old", found.only_before), ("new", found.only_after)):
