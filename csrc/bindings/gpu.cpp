@@ -74,7 +74,7 @@ void backward(const Plan& plan, int cell, int number, const std::vector<int64_t>
 }  // namespace
 
 void bind_gpu(py::module_& module) {
-  py::class_<Limits>(module, "Limits")
+  py::class_<Limits>(module, "Limits", py::module_local())
       .def(py::init([](int capability, int shared, int cluster, int multiprocessors) {
              return Limits{capability, shared, cluster, multiprocessors};
            }),
@@ -83,7 +83,7 @@ void bind_gpu(py::module_& module) {
       .def_readonly("shared", &Limits::shared)
       .def_readonly("cluster", &Limits::cluster)
       .def_readonly("multiprocessors", &Limits::multiprocessors);
-  py::class_<Plan>(module, "Plan")
+  py::class_<Plan>(module, "Plan", py::module_local())
       .def("__str__", &describe)
       .def_readonly("error", &Plan::error)
       .def_readonly("variant", &Plan::variant)
