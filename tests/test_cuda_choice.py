@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from docs_support import unchanged
 
 from fastrnn import backends
 from fastrnn.backends.base import Query
@@ -25,11 +26,11 @@ def outdated(monkeypatch):
     backend = Cuda(lambda: (SimpleNamespace(cells=list(CELLS), limits=fail, plan=fail), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setitem(backends.BACKENDS, "cuda", backend)
-    monkeypatch.delitem(backends.BACKENDS, "triton")  # which would ask the GPU, too
-    backends.clear_choices()
-    yield
-    backends.clear_choices()
+    with unchanged(backends.BACKENDS):  # their order, too: it is that of `auto`
+        backends.BACKENDS["cuda"] = backend
+        del backends.BACKENDS["triton"]  # which would ask the GPU, too
+        backends.clear_choices()
+        yield
 
 
 @pytest.mark.usefixtures("outdated")

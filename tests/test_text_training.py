@@ -19,6 +19,7 @@ from text_support import assert_identical, at_step, config, final_state, one_thr
 import fastrnn
 from fastrnn.text import Interrupted, LmConfig, TranslateConfig, UserError, train_lm, train_translate
 from fastrnn.text import checkpoint as checkpoints
+from fastrnn.text.data import segment
 from fastrnn.text.optim import averaged, averaging, make_optimizer, nonmonotonic, stale_epochs, start_averaging
 from fastrnn.text.plots import read_metrics
 from fastrnn.text.report import table
@@ -228,6 +229,7 @@ def test_text_in_the_report_is_escaped():
 def test_a_missing_package_is_told_before_training(config, tmp_path, monkeypatch, package, train, changed, message):
     config = TranslateConfig(report=False) if changed is None else dataclasses.replace(config, **changed)
     monkeypatch.setitem(sys.modules, package, None)
+    segment.jieba.cache_clear()  # another test may have had it
     with pytest.raises(UserError, match=message):
         train(config, echo=pytest.fail)
     assert not (tmp_path / "run").exists()

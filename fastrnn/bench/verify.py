@@ -220,6 +220,9 @@ def unsupported(problem: Problem, dtype: str, device: str, backend: str) -> str 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
     """TF32 for all products of fp32, or for none; as before afterwards."""
+    if not torch.cuda.is_available():
+        yield
+        return
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     try:
