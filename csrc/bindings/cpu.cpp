@@ -103,8 +103,8 @@ std::vector<std::vector<double>> cell_step(const std::vector<double>& a, const s
   double av[D], sv[NS], s1[NS], tape[V] = {}, dsv[NS], d[D];
   for (int i = 0; i < D; ++i) av[i] = a[i];
   for (int i = 0; i < NS; ++i) sv[i] = s[i], dsv[i] = ds[i];
-  C::step(av, sv, s1, tape);
-  C::step_backward(tape, sv, s1, dsv, d);
+  C::step(av, sv, static_cast<const double*>(nullptr), s1, tape);
+  C::step_backward(tape, sv, s1, static_cast<const double*>(nullptr), dsv, d, static_cast<double*>(nullptr));
   return {{s1, s1 + NS}, {tape, tape + C::kTape}, {dsv, dsv + NS}, {d, d + D}};
 }
 

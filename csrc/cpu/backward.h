@@ -255,7 +255,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
                   : previous == -1 && a_.c0 ? load(c0 + b * H + unit, n)
                                             : V(T(0));
     }
-    C::step_backward(tape, s, s1, ds, d);
+    C::step_backward(tape, s, s1, static_cast<const V*>(nullptr), ds, d, static_cast<V*>(nullptr));
     for (int g = 0; g < D; ++g) {
       store(gates + g * H + unit, d[g], n);
       if (kRolls) store(rolled + g * H + unit, d[g], n);

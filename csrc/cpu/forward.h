@@ -240,7 +240,7 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
     V s[NS], s1[NS], tape[C::kTape ? C::kTape : 1];
     if (C::kReadsPreviousH) s[0] = load(h + unit, n);
     if (NS > 1) s[NS - 1] = load(p.c[j] + unit, n);
-    C::step(a, s, s1, tape);
+    C::step(a, s, static_cast<const V*>(nullptr), s1, tape);
     if (C::kTape && a_.tape) {
       T* out = static_cast<T*>(a_.tape) + (t.s * rows_ + row) * C::kTape * H + unit;
       for (int v = 0; v < C::kTape; ++v) store(out + v * H, tape[v], n);

@@ -326,7 +326,7 @@ struct CarriedBack {
         const size_t offset = (f.steps() + f.step_row(t, b)) * f.H + f.unit0 + u;
         back[1] = Math(ds[1][i] + (there ? ptx::to_float(static_cast<const T*>(f.p.dc)[offset]) : 0.0f));
       }
-      Cell::step_backward(tape, before, after, back, d);
+      Cell::step_backward(tape, before, after, static_cast<const Math*>(nullptr), back, d, static_cast<Math*>(nullptr));
       ds[0][i] = cleared ? 0.0f : live ? plain(back[0]) : dh;
       if constexpr (F::kTwo) ds[1][i] = cleared ? 0.0f : live ? plain(back[1]) : ds[1][i];
       cut[i] = cleared;

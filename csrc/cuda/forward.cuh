@@ -283,7 +283,7 @@ struct Carried {
         }
 #pragma unroll
         for (int k = 0; k < Cell::kStates; ++k) before[k] = Math(s[k][n][e]);
-        Cell::step(a, before, after, tape);
+        Cell::step(a, before, static_cast<const Math*>(nullptr), after, tape);
         const bool live = t < f.lengths[b];
 #pragma unroll
         for (int k = 0; k < Cell::kStates; ++k) s[k][n][e] = live ? plain(after[k]) : s[k][n][e];
