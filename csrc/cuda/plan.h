@@ -14,7 +14,7 @@ enum class NumberId { Bf16, Fp16, Tf32, Fp32, Count };
 struct Limits {
   int capability;  // 90 for sm_90
   int shared;      // bytes of shared memory that a block may have
-  int cluster;     // blocks in the largest cluster, 1 without clusters
+  int cluster;     // blocks in the largest cluster that there is room for, 1 without clusters
   int multiprocessors;
 };
 

@@ -170,7 +170,7 @@ class Cuda(Backend):
         module = self._module()[0]
         reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
         stream = torch.cuda.current_stream().cuda_stream if self._device == "cuda" else 0
-        place = meeting.place(plan, call.x.device, stream) if plan.kernel == 2 else (None, None, None)
+        place = meeting.place(plan, call.x.device) if plan.kernel == 2 else (None, None, None)
         tensors = (*tensors, *place)
         addresses = [0 if a is None else a.data_ptr() for a in tensors]
         head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
