@@ -13,6 +13,9 @@
 namespace fastrnn {
 namespace {
 
+constexpr int kOfCluster = 2;  // the first forward variant of K1 in clusters
+static_assert(forward_variant(kOfCluster, 4, 2).exchange == kInCluster);
+
 void check(cudaError_t error, const char* what, const Plan* plan = nullptr) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next call, which may be torch's, would report it
@@ -26,14 +29,8 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Blocks in the largest cluster that this kind of kernel can have: 8 everywhere, 16 where the device allows it.
-int largest_cluster(int capability) {
-  if (capability < 90) return 1;
-  return capability == 90 || capability == 100 || capability == 103 ? 16 : 8;
-}
-
-// Is there room for one cluster at least? On some devices no 16 multiprocessors lie together that are all in use. The
-// answer is kept: the question takes longer than a launch.
+// Is there room for one cluster at least? The plan has asked for any kernel that fills its multiprocessors (`limits`);
+// this is the last guard. The answer is kept: the question takes longer than a launch.
 void require_room(const void* entry, const cudaLaunchConfig_t& config, const Plan& plan) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int, int>, int> known;
@@ -49,22 +46,79 @@ void require_room(const void* entry, const cudaLaunchConfig_t& config, const Pla
 }
 
 // A kernel's limit is raised, never lowered: another thread may be about to launch it with more.
-void grant_shared_memory(const void* entry, const Plan& plan) {
+void grant_shared_memory(const void* entry, int bytes, const Plan* plan) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, int> granted;
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard<std::mutex> lock(mutex);
   int& most = granted[{entry, device}];
-  if (plan.shared <= most) return;
-  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared), "shared memory", &plan);
-  most = plan.shared;
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory", plan);
+  most = bytes;
+}
+
+// A launch of clusters; `attribute` has to live as long as `config`.
+void in_clusters(cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute, int blocks) {
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(blocks);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute, config.numAttrs = 1;
+}
+
+void allow_large_clusters(const void* entry, const Plan* plan) {  // more than 8 blocks
+  check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", plan);
+}
+
+// Makes a device current, and then the one that was.
+class Current {
+ public:
+  explicit Current(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~Current() { cudaSetDevice(before_); }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+// Blocks in the largest cluster that the current device finds room for: 8 at most, 16 on some, and fewer where no so
+// many multiprocessors lie together that are all in use. Asked for a kernel that has a multiprocessor to itself, by its
+// shared memory, so that no other needs more.
+int largest_cluster(int capability, int shared) {
+  if (capability < 90) return 1;
+  const void* entry = reinterpret_cast<const void*>(find_forward(0, NumberId::Bf16, kOfCluster));
+  cudaFuncAttributes own{};
+  check(cudaFuncGetAttributes(&own, entry), "cudaFuncGetAttributes");
+  const int bytes = shared - int(own.sharedSizeBytes);
+  grant_shared_memory(entry, bytes, nullptr);
+  const bool sixteen = capability == 90 || capability == 100 || capability == 103;
+  if (sixteen) allow_large_clusters(entry, nullptr);
+  for (int blocks = sixteen ? 16 : 8; blocks > 1; --blocks) {
+    cudaLaunchConfig_t config{};
+    cudaLaunchAttribute attribute{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(256);
+    config.dynamicSmemBytes = size_t(bytes);
+    in_clusters(config, attribute, blocks);
+    int clusters = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, entry, &config);
+    if (error == cudaErrorInvalidClusterSize)
+      cudaGetLastError();  // or the next call, which may be torch's, would report it
+    else
+      check(error, "cudaOccupancyMaxActiveClusters");
+    if (clusters > 0) return blocks;
+  }
+  return 1;
 }
 
 template <class Args>
 void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream) {
   const void* entry = reinterpret_cast<const void*>(kernel);
-  grant_shared_memory(entry, plan);
+  grant_shared_memory(entry, plan.shared, &plan);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.grid_x, plan.grid_y);
   config.blockDim = dim3(unsigned(plan.threads));
@@ -72,12 +126,8 @@ void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream)
   config.stream = static_cast<cudaStream_t>(stream);
   cudaLaunchAttribute attribute{};
   if (plan.kernel.exchange == kInCluster) {
-    if (plan.slice.blocks > 8)
-      check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", &plan);
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(plan.slice.blocks);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute, config.numAttrs = 1;
+    if (plan.slice.blocks > 8) allow_large_clusters(entry, &plan);
+    in_clusters(config, attribute, plan.slice.blocks);
     require_room(entry, config, plan);
   } else if (plan.kernel.exchange == kThroughGrid) {  // the launch fails where not all blocks are resident at once
     attribute.id = cudaLaunchAttributeCooperative;
@@ -93,8 +143,9 @@ void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream)
 Limits limits(int device) {
   const int capability =
       10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
-  return {capability, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), largest_cluster(capability),
-          attribute(cudaDevAttrMultiProcessorCount, device)};
+  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const Current current(device);
+  return {capability, shared, largest_cluster(capability, shared), attribute(cudaDevAttrMultiProcessorCount, device)};
 }
 
 void launch(const Plan& plan, int cell, NumberId number, const ForwardArgs& args, void* stream) {

@@ -6,7 +6,9 @@
 
 namespace fastrnn {
 
-Limits limits(int device);  // throws std::runtime_error if there is no such device
+// Throws std::runtime_error if there is no such device. Asks the driver for much: to be kept, and leaves the current
+// device as it is.
+Limits limits(int device);
 
 // Asynchronous on a GPU. `stream` is a cudaStream_t of the current device. Throws std::runtime_error, with the plan.
 void launch(const Plan& plan, int cell, NumberId number, const ForwardArgs& args, void* stream);
