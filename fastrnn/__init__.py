@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastrnn import functional
 from fastrnn.backends import backend
 from fastrnn.backends.triton.precision import fp32_precision
+from fastrnn.backends.watchdog import check_device
 from fastrnn.cells_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.explain import explain
 from fastrnn.info import info
@@ -21,6 +22,7 @@ __all__ = [
     "RNNCell",
     "__version__",
     "backend",
+    "check_device",
     "explain",
     "fp32_precision",
     "functional",

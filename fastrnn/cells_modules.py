@@ -77,9 +77,12 @@ class RecurrentCell(nn.RNNCellBase):
             if not batched:
                 states = tuple([a.unsqueeze(0) for a in states])
         grad = (grad or x.requires_grad) and torch.is_grad_enabled()
-        features = x.shape[-1]
+        device, features = x.device, x.shape[-1]
         query = Query(
-            cell.name, x.device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad, step=True, cast=stepped
+            *(cell.name, device.type, x.dtype, 1, batch, features, hidden, hidden, 1, grad),
+            step=True,
+            cast=stepped,
+            device_index=device.index or 0,
         )
         return Problem(x, states, (w,), query)
 

@@ -80,10 +80,10 @@ def solve(
 ) -> tuple[Tensor, States, States]:
     """Run all layers; y (T, B, S*P), or (N, S*P) where a PackedSequence came in."""
     x, states, weights, query, packed, lengths, resets, trail = problem
-    steps = 0
+    wave = wavefront.Decision(0, "chosen when compiled")
     if not is_compiling():
-        steps = wavefront.decide(engine, query, len(weights) // len(reverse), trail).steps
-    how = _How(engine, cell, reverse, dropout, save, trail, tuple(params), steps)
+        wave = wavefront.decide(engine, query, len(weights) // len(reverse), trail)
+    how = _How(engine, cell, reverse, dropout, save, trail, tuple(params), wave)
     if not query.ragged:
         return _layers(how, x, states, weights, None, None, resets)
     if packed is not None:
@@ -106,7 +106,7 @@ class _How(NamedTuple):
     save: str
     trail: bool
     params: tuple[States, ...]
-    steps: int  # of a chunk, where the layers run side by side
+    wave: wavefront.Decision
 
 
 def _solve_packed(how: _How, problem: Problem) -> tuple[Tensor, States, States]:
@@ -156,10 +156,10 @@ def _layers(
     batch_sizes: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, States, States]:
-    engine, cell, reverse, dropout, save, trail, params, steps = how
+    engine, cell, reverse, dropout, save, trail, params, wave = how
     streams = len(reverse)
-    if steps and batch_sizes is None and not params:
-        done = wavefront.run(engine, cell, save, steps, dropout, x, states, weights, lengths, resets)
+    if wave.steps and batch_sizes is None and not params:
+        done = wavefront.run(engine, cell, save, wave, dropout, x, states, weights, lengths, resets)
         if done is not None:
             return *done, ()
     if len(weights) == streams and not trail:

@@ -102,6 +102,7 @@ def prepare(
         resets is not None,
         return_states and cell.states > 1,
         lengths=lengths is not None,
+        device_index=x.device.index or 0,
     )
     return Problem(x, states, weights, query, packed, lengths, resets, return_states)
 

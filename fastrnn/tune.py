@@ -68,7 +68,7 @@ def tune(
     with device.current(next(module.parameters()).device):
         kind, can = precision.of(query.dtype), native.unsupported(query) is None
         found = tuning.search(query, kind, run, can, timer)
-        tuning.record(found, device.limits(query.device))
+        tuning.record(found, device.limits(query.device, query.device_index))
     clear_choices()
     explain(module, input, hx, lengths=lengths, resets=resets)
     return found

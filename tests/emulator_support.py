@@ -47,9 +47,11 @@ class Emulated(Cuda):
         self.forced: dict[bool, tuple[int, int]] = {}  # (blocks, variant)
         self.asked: dict[str, int] = {}  # of the plan: kernel, groups, warps
 
-    def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
+    def plan(
+        self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int, index: int = 0
+    ) -> Any:
         code, (blocks, variant) = EMULATOR.cells.index(cell), self.forced.get(backward, (0, -1))
-        limits = EMULATOR.limits(0)
+        limits = self._limits(index)
         return EMULATOR.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant, **self.asked)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from docs_support import unchanged
 
+import fastrnn
 from fastrnn import backends
 from fastrnn.backends.base import Query
 from fastrnn.backends.cuda import Cuda
@@ -46,6 +47,64 @@ def test_without_a_gpu_the_device_is_not_asked(monkeypatch):
     backend = Cuda(lambda: (SimpleNamespace(cells=list(CELLS), limits=fail, plan=fail), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert backend.unsupported(QUERY) == "there is no GPU"
+
+
+class Device(SimpleNamespace):
+    """What a plan goes by, and what it says of it."""
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """The backend on a machine with two GPUs that differ, the first of them torch's current one."""
+    devices = [Device(name="large", multiprocessors=64), Device(name="small", multiprocessors=16)]
+    asked = []
+
+    def plan(*request):
+        *_, hidden, limits = request
+        error = "H is too large for it" if limits.name == "small" and hidden > 100 else ""
+        return Planned(limits, error)
+
+    def limits(index):
+        asked.append(index)
+        return devices[index]
+
+    module = SimpleNamespace(cells=list(CELLS), limits=limits, plan=plan)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with unchanged(backends.BACKENDS):
+        backends.BACKENDS["cuda"] = Cuda(lambda: (module, ""))
+        del backends.BACKENDS["triton"]
+        backends.clear_choices()
+        yield asked
+    backends.clear_choices()
+
+
+class Planned:
+    def __init__(self, limits: Device, error: str) -> None:
+        self.limits, self.error, self.grid = limits, error, (8, 1)
+
+    def __str__(self) -> str:
+        return f"on the {self.limits.name} one"
+
+
+def test_the_plan_is_for_the_device_of_the_call(two):
+    backend = backends.BACKENDS["cuda"]
+    for index, name, share in ((0, "large", 8 / 64), (1, "small", 8 / 16)):
+        query = QUERY._replace(device_index=index)
+        assert backends.choose(query, "cuda").reason == f"asked for by name: on the {name} one"
+        assert backend.share(query) == share
+        assert backend.plan("lstm", 0, False, 1, 5, 24, index).limits.name == name
+    large = QUERY._replace(H=128, P=128)
+    assert backend.unsupported(large) is None
+    assert backend.unsupported(large._replace(device_index=1)) == "H is too large for it"
+    assert sorted(two) == [0, 1], "each device is asked once"
+
+
+@pytest.mark.parametrize("make", [fastrnn.LSTM, fastrnn.LSTMCell])
+def test_a_call_says_which_device_it_is_on(make):
+    module = make(3, 4, device="meta:1")
+    query = module._prepare(torch.empty(2, 3, device="meta:1"), None).query
+    assert (query.device, query.device_index) == ("meta", 1)
 
 
 def test_a_call_on_the_cpu_loads_no_kernels():

@@ -191,6 +191,21 @@ def test_sizes_beyond_a_cluster(emulated):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("largest", [1, 2, 7, 10, 15])
+def test_no_cluster_is_larger_than_the_device_has_room_for(cell, backward, largest):
+    """A smaller one or K2 runs what a larger one would have run."""
+    code, smaller = EMULATOR.cells.index(cell), 0
+    for hidden in (128, 256, 512, 704):
+        whole = EMULATOR.plan(code, 0, backward, 1, 8, hidden, EMULATOR.Limits(90, 227 << 10, 16, 120))
+        plan = EMULATOR.plan(code, 0, backward, 1, 8, hidden, EMULATOR.Limits(90, 227 << 10, largest, 120))
+        assert not plan.error
+        assert plan.kernel == 2 or plan.blocks <= largest
+        smaller += whole.kernel == 1 and whole.blocks > largest
+    assert smaller
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backward", [False, True])
 def test_all_blocks_are_resident_at_once(cell, backward):
     code = EMULATOR.cells.index(cell)
     for multiprocessors in (132, 108, 20):

@@ -12,6 +12,7 @@ from tolerances import KERNELS
 from wavefront_support import Hazard, Operations, Watched
 
 import fastrnn
+from fastrnn import wavefront
 from fastrnn.backends.base import Query
 from fastrnn.wavefront import SETTING
 from fastrnn.wavefront import lanes as streams
@@ -54,7 +55,21 @@ def test_the_share_of_the_gpu_is_the_plans(emulated):
     assert backend.share(query) == max(x * y for x, y in grids) / EMULATOR.limits(0).multiprocessors
     assert 0 < backend.share(query._replace(grad=False)) <= backend.share(query) < 1
     assert backend.share(query._replace(B=4096)) > 1
-    assert backend.share(query._replace(H=1024)) == 1  # K2, of which less than half would fill the device
+
+
+def test_the_share_of_k2_is_that_of_its_blocks(emulated, monkeypatch):
+    """So that two launches that wait within find room for all of their blocks."""
+    backend, query = emulated("bf16"), Query("lstm", "cuda", torch.bfloat16, 512, 8, 64, 1024, 1024, 1, grad=True)
+    monkeypatch.setattr(wavefront, "_captured", lambda query: False)
+    plans = [backend.plan("lstm", 0, way, 1, 8, 1024) for way in (False, True)]
+    assert [plan.kernel for plan in plans] == [2, 2]
+    share = backend.share(query)
+    assert share == max(plan.grid[0] for plan in plans) / EMULATOR.limits(0).multiprocessors <= 0.5
+    decision = wavefront.decide(backend, query, 3)
+    assert decision.at_once == int(1 / share) == 2
+    assert "3 layers, 2 at a time, 2 chunks" in decision.reason
+    assert backend.share(query._replace(H=2048)) > 0.5
+    assert "one of them takes" in wavefront.decide(backend, query._replace(H=2048), 3).reason
 
 
 @pytest.mark.parametrize("late", [True, False])

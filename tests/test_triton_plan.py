@@ -22,7 +22,7 @@ QUERY = Query("lstm", "cuda", torch.float32, 7, 5, 11, 19, 19, 1, True)
 def gpu(monkeypatch):
     """As if there were one."""
     monkeypatch.setattr(device, "unusable", lambda kind: None)
-    monkeypatch.setattr(device, "limits", lambda kind: H100)
+    monkeypatch.setattr(device, "limits", lambda *device: H100)
     monkeypatch.setattr("fastrnn.backends.triton.tuning.lookup", lambda *args: None)
     clear_choices()
     yield

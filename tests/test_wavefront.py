@@ -188,7 +188,8 @@ def test_the_rule(monkeypatch):
     monkeypatch.delenv(SETTING, raising=False)
     monkeypatch.setattr(wavefront, "_captured", lambda query: False)
     engine = Half()
-    assert decide(engine, QUERY, 2) == (256, "wavefront: 2 layers, 2 chunks of 256 steps")
+    assert decide(engine, QUERY, 2) == (256, "wavefront: 2 layers, 2 chunks of 256 steps", 2)
+    assert decide(engine, QUERY, 3) == (256, "wavefront: 3 layers, 2 at a time, 2 chunks of 256 steps", 2)
     assert decide(engine, QUERY._replace(T=513), 2).steps == 171
     assert "one chunk" in decide(engine, QUERY._replace(T=256), 2).reason
     assert "this is cpu" in decide(engine, QUERY._replace(device="cpu"), 2).reason
@@ -199,13 +200,13 @@ def test_the_rule(monkeypatch):
     assert "native is not run in chunks" in decide(BACKENDS["native"], QUERY, 2).reason
     assert "unknown" in decide(engine, QUERY._replace(T=torch.SymInt), 2).reason  # anything that is no int
     engine.part = 0.75
-    assert decide(engine, QUERY, 2) == (0, "layers one after the other: one of them takes 75% of the GPU")
+    assert decide(engine, QUERY, 2)[:2] == (0, "layers one after the other: one of them takes 75% of the GPU")
     assert not decide(engine, QUERY._replace(T=0), 2).steps
     monkeypatch.setenv(SETTING, "64")
     assert decide(engine, QUERY._replace(device="cpu"), 2).steps == 64
     assert not decide(engine, QUERY._replace(S=2), 2).steps
     monkeypatch.setenv(SETTING, "0")
-    assert decide(Half(), QUERY, 2) == (0, "layers one after the other: FASTRNN_WAVEFRONT=0")
+    assert decide(Half(), QUERY, 2)[:2] == (0, "layers one after the other: FASTRNN_WAVEFRONT=0")
 
 
 def test_chunks_are_short_where_a_graph_starts_them(monkeypatch):
@@ -226,7 +227,7 @@ def test_explain_says_it(monkeypatch, capsys):
     monkeypatch.delenv(SETTING, raising=False)
     assert "; layers one after the other: a wavefront is for CUDA" in fastrnn.explain(module, x).reason
     monkeypatch.setenv(SETTING, str(CHUNK))
-    assert "; wavefront: 3 layers, 4 chunks of 3 steps" in fastrnn.explain(module, x).reason
+    assert "; wavefront: 3 layers, 1 at a time, 4 chunks of 3 steps" in fastrnn.explain(module, x).reason
     assert "wavefront" in capsys.readouterr().out
     assert "; the input's product beside the recurrence, 4 chunks" in fastrnn.explain(build("gru", layers=1), x).reason
     monkeypatch.setenv(SETTING, "0")

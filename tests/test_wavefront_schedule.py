@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -113,6 +114,27 @@ def test_the_order_is_a_wavefront():
             if other is not None:
                 assert not knows(clock, other), f"{way}: nothing lets {(layer, k)} and its neighbour run together"
                 assert not knows(other, clock)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_no_more_recurrences_at_once_than_there_is_room_for(monkeypatch, room):
+    """Of any room + 1 recurrences one knows, at its end, that another has ended."""
+    monkeypatch.setattr(Engine, "part", 1 / room)
+    with scene("lstm", layers=4) as (patch, module):
+        lanes = Watched()
+        walk(patch, module, lanes, "dense")
+    for way in ("forward", "backward"):
+        clocks = [clock for w, *_, clock in lanes.tasks if w == way]
+        together = [
+            group
+            for group in itertools.combinations(clocks, room)
+            if not any(knows(a, b) for a, b in itertools.permutations(group, 2))
+        ]
+        assert together, f"{way}: never are there so many"
+        for group in together:
+            for clock in clocks:
+                others = (knows(clock, a) or knows(a, clock) for a in group)
+                assert any(others), f"{way}: {room + 1} at a time"
 
 
 def knows(clock: dict[int, int], other: dict[int, int]) -> bool:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastrnn
 from fastrnn import packing
-from fastrnn.backends.base import Call, Gradients, Result, Saved
+from fastrnn.backends.base import Call, Gradients, Query, Result, Saved
 from fastrnn.backends.cpu import Cpu
 from fastrnn.wavefront.lanes import Lanes
 
@@ -196,6 +196,11 @@ class Engine(Padded):
     def __init__(self, lanes: Watched, layers: dict[int, int]) -> None:
         self.lanes, self.layers = lanes, layers
         self.seen: dict[tuple[str, int], int] = {}
+
+    part = 1 / 16  # of the GPU, for each of its recurrences
+
+    def share(self, query: Query) -> float:
+        return self.part
 
     def _end(self, way: str, call: Call) -> None:
         layer = self.layers[call.weights[0].w_hh.data_ptr()]

@@ -159,6 +159,7 @@ class Query(NamedTuple):
     step: bool = False  # a single step, of a cell
     cast: bool = False  # under autocast on the CPU, its weights not cast yet
     lengths: bool = False  # ragged by `lengths`, a tensor, whose values the host may not know
+    device_index: int = 0  # of the device among those of its kind
 
 
 class Backend:

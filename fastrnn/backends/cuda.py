@@ -21,6 +21,7 @@ from torch import Tensor
 from fastrnn.backends import meeting
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
 from fastrnn.backends.cpu import CODES
+from fastrnn.backends.padding import Sizes, padded, two
 from fastrnn.backends.triton import precision
 from fastrnn.cells import CELLS, Cell
 
@@ -65,10 +66,9 @@ class Cuda(Backend):
             return "the kernels have no projections"
         if not (query.I and query.H and query.B):
             return "the kernels need at least one row, one feature and one unit"
-        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
         for backward in (False, True)[: 1 + query.grad]:
             try:
-                error = self.plan(query.cell, number, backward, query.S, query.B, hidden).error
+                error = self._plan_for(query, backward).error
             except RuntimeError as failure:  # a driver older than the kernels' CUDA runtime: `auto` must go on
                 error = f"the device did not say what it can do: {failure}"
             if error:
@@ -79,31 +79,32 @@ class Cuda(Backend):
         return _UNMEASURED
 
     def how(self, query: Query) -> str:
-        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
-        plans = [
-            self.plan(query.cell, number, way, query.S, query.B, hidden) for way in (False, True)[: 1 + query.grad]
-        ]
-        return "; backward ".join(map(str, plans))
+        return "; backward ".join(map(str, self._plans(query)))
 
     def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         return dtype, torch.float32, dtype
 
-    def plan(self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int) -> Any:
-        """The kernel and the launch for a call on the current device; its text says what they are."""
-        module, device = self._module()[0], torch.cuda.current_device() if self._device == "cuda" else 0
-        return module.plan(module.cells.index(cell), number, backward, streams, batch, hidden, self._limits(device))
+    def plan(
+        self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int, index: int = 0
+    ) -> Any:
+        """The kernel and the launch for a call on the CUDA device `index`; its text says what they are."""
+        module = self._module()[0]
+        return module.plan(module.cells.index(cell), number, backward, streams, batch, hidden, self._limits(index))
+
+    def _plan_for(self, query: Query, backward: bool) -> Any:
+        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
+        return self.plan(query.cell, number, backward, query.S, query.B, hidden, query.device_index)
+
+    def _plans(self, query: Query) -> list[Any]:
+        return [self._plan_for(query, way) for way in (False, True)[: 1 + query.grad]]
 
     def _limits_of(self, device: int) -> Any:
         return self._module()[0].limits(device)
 
     def share(self, query: Query) -> float:
-        hidden, number = padded(query.H, query.dtype), _number(query.dtype)
-        ways = (False, True)[: 1 + query.grad]
-        plans = [self.plan(query.cell, number, way, query.S, query.B, hidden) for way in ways]
-        if any(plan.kernel == 2 for plan in plans):
-            return 1.0  # its blocks start all at once: nothing is known of two such launches side by side
-        multiprocessors = self._limits(torch.cuda.current_device() if self._device == "cuda" else 0).multiprocessors
-        return float(max(plan.grid[0] * plan.grid[1] for plan in plans) / multiprocessors)
+        """Blocks for each multiprocessor, of which every block is given one."""
+        blocks = [plan.grid[0] * plan.grid[1] for plan in self._plans(query)]
+        return float(max(blocks) / self._limits(query.device_index).multiprocessors)
 
     def forward(self, call: Call, save: str) -> Result:
         return self.forward_after(call, save, lambda: None)
@@ -111,7 +112,7 @@ class Cuda(Backend):
     def forward_after(self, call: Call, save: str, ready: Callable[[], None]) -> Result:
         cell, x = call.cell, call.x
         with torch.no_grad(), _on(x.device):
-            sizes = _Sizes(call)
+            sizes = Sizes(call)
             hidden, rows, streams = sizes.padded, sizes.steps * sizes.batch, sizes.streams
             tape = save == GATES and cell.tape > 0  # it takes the place of the input's part of the gates
             blocks = max(cell.gates, cell.tape) if tape else cell.gates
@@ -121,7 +122,7 @@ class Cuda(Backend):
             finals = tuple([x.new_empty(streams, sizes.batch, hidden) for _ in range(cell.states)])
             c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None
             inputs = (x_gates, _recurrent(call, sizes), bias, *sizes.states(call))
-            outputs = (y, *_two(finals), x_gates if tape else None, c)
+            outputs = (y, *two(finals), x_gates if tape else None, c)
             tensors = (*inputs, *outputs, _lengths(call), _resets(call))
             self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors, blocks)
         saved = Saved(sizes.cut(x_gates, cell.tape) if tape else None, None if c is None else sizes.cut(c, 1))
@@ -141,7 +142,7 @@ class Cuda(Backend):
     ) -> Gradients:
         cell, x, streams = call.cell, call.x, len(call.weights)
         with torch.no_grad(), _on(x.device):
-            sizes = _Sizes(call)
+            sizes = Sizes(call)
             tape = None if saved.tape is None else sizes.pad(saved.tape.to(x.dtype), cell.tape)
             c = None if saved.c is None else sizes.pad(saved.c)
             plan = self._plan_of(call, sizes, backward=True)
@@ -152,20 +153,20 @@ class Cuda(Backend):
                 dgates = x.new_empty(streams, sizes.steps * sizes.batch, cell.dgates * sizes.padded)
             dstates = tuple([x.new_empty(streams, sizes.batch, sizes.padded) for _ in call.states])
             h0, c0 = sizes.states(call)
-            dhn, dcn = _two(tuple([None if d is None else sizes.pad(d) for d in dfinals]))
+            dhn, dcn = two(tuple([None if d is None else sizes.pad(d) for d in dfinals]))
             start = (h0, None if c0 is None else c0.float())
             inputs = (_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams), *start)
             douts = (sizes.pad(dy, streams), dhn, dcn, None if dc is None else sizes.pad(dc))
-            tensors = (*inputs, *douts, dgates, *_two(dstates), _lengths(call), _resets(call))
+            tensors = (*inputs, *douts, dgates, *two(dstates), _lengths(call), _resets(call))
             self._run("backward", call, sizes, plan, tensors)
         return Gradients(sizes.cut(dgates, cell.dgates), tuple([sizes.cut(a, 1) for a in dstates]))
 
-    def _plan_of(self, call: Call, sizes: _Sizes, backward: bool) -> Any:
-        number = _number(call.x.dtype)
-        return self.plan(call.cell.name, number, backward, sizes.streams, sizes.batch, sizes.padded)
+    def _plan_of(self, call: Call, sizes: Sizes, backward: bool) -> Any:
+        number, index = _number(call.x.dtype), call.x.device.index or 0
+        return self.plan(call.cell.name, number, backward, sizes.streams, sizes.batch, sizes.padded, index)
 
     def _run(
-        self, name: str, call: Call, sizes: _Sizes, plan: Any, tensors: tuple[Tensor | None, ...], *more: int
+        self, name: str, call: Call, sizes: Sizes, plan: Any, tensors: tuple[Tensor | None, ...], *more: int
     ) -> None:
         module = self._module()[0]
         reverse = sum(backwards << s for s, backwards in enumerate(call.reverse))
@@ -184,51 +185,8 @@ class Cuda(Backend):
         return {"built": True, "architectures": getattr(module, "architectures", "")}
 
 
-class _Sizes:
-    """A call's sizes, and H as the kernels have it: rounded up to 16 bytes, with units that stay zero."""
-
-    def __init__(self, call: Call) -> None:
-        self.steps, self.batch = call.x.shape[:2]
-        self.hidden, self.streams = call.hidden, len(call.weights)
-        self.padded = padded(self.hidden, call.x.dtype)
-
-    def pad(self, a: Tensor, blocks: int = 1) -> Tensor:
-        """(..., blocks * hidden) to (..., blocks * padded), contiguous and on 16 bytes."""
-        if self.padded != self.hidden:
-            split = a.reshape(*a.shape[:-1], blocks, self.hidden)
-            return torch.nn.functional.pad(split, (0, self.padded - self.hidden)).flatten(-2)
-        a = a.contiguous()
-        return a if a.data_ptr() % 16 == 0 else a.clone()
-
-    def cut(self, a: Tensor, blocks: int) -> Tensor:
-        """The reverse of `pad`, contiguous."""
-        if self.padded == self.hidden:
-            return a
-        return a.view(*a.shape[:-1], blocks, self.padded)[..., : self.hidden].flatten(-2).contiguous()
-
-    def pad_rows(self, w: Tensor, gates: int) -> Tensor:
-        """(gates * hidden, n) to (gates * padded, n)."""
-        if self.padded == self.hidden:
-            return w
-        split = w.view(gates, self.hidden, -1)
-        return torch.nn.functional.pad(split, (0, 0, 0, self.padded - self.hidden)).flatten(0, 1)
-
-    def states(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
-        return _two(tuple([self.pad(a) for a in call.states]))
-
-
-def padded(hidden: int, dtype: torch.dtype) -> int:
-    """The number of units that the kernels run: H rounded up to 16 bytes."""
-    unit = 128 // torch.finfo(dtype).bits
-    return -(-hidden // unit) * unit
-
-
 def _number(dtype: torch.dtype) -> int:
     return _TF32 if precision.of(dtype) == "tf32" else _NUMBERS[dtype]
-
-
-def _two(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, Tensor | None]:
-    return (*tensors, None, None)[:2]  # type: ignore[return-value]
 
 
 def _lengths(call: Call) -> Tensor | None:
@@ -243,14 +201,14 @@ def _on(device: torch.device) -> Any:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _recurrent(call: Call, sizes: _Sizes) -> Tensor:
+def _recurrent(call: Call, sizes: Sizes) -> Tensor:
     """All W_hh, (S, G*H, H)."""
     gates = call.cell.gates
     all_w = [sizes.pad(sizes.pad_rows(w.w_hh, gates)) for w in call.weights]
     return all_w[0].unsqueeze(0) if len(all_w) == 1 else torch.stack(all_w)
 
 
-def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
+def _transposed(call: Call, sizes: Sizes, plan: Any) -> Tensor:
     """All W_hh^T as a backward kernel reads them: (S, blocks, H, depth), a block's units gate by gate, then zeros."""
     gates, hidden, own = call.cell.gates, sizes.padded, call.cell.gates * plan.units
     shape = (sizes.streams, plan.blocks, hidden, plan.depth)
@@ -264,7 +222,7 @@ def _transposed(call: Call, sizes: _Sizes, plan: Any) -> Tensor:
     return out
 
 
-def _input(call: Call, sizes: _Sizes, blocks: int) -> tuple[Tensor, Tensor | None]:
+def _input(call: Call, sizes: Sizes, blocks: int) -> tuple[Tensor, Tensor | None]:
     """The gates' input part, the first G*H columns of (S, T*B, blocks*H), and the split gates' b_hh (S, split*H).
 
     The columns of the units that padding adds are zero, even where x is not finite.

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
+from ..backends.watchdog import GaveUp, check_device
 from .distributed import is_first, largest
 from .errors import Interrupted, UserError
 from .optim import averaged, stale_epochs
@@ -94,6 +95,7 @@ class Saver(Callback):
         epoch = trainer.current_epoch + 1
         if len(task.history) >= epoch:
             return  # Lightning calls this again for an epoch whose end was saved
+        self.check_kernels(task)
         row = {"epoch": float(epoch), "step": float(trainer.global_step), **task.end_epoch()}
         better = task.epoch_ended(row)
         if not self.cut_short:  # else last.ckpt was saved within the epoch, from where the run can be lengthened
@@ -125,6 +127,7 @@ class Saver(Callback):
         return largest(self.stopper.signum or 0, task.device)
 
     def save(self, trainer: L.Trainer, task: Any, name: str) -> None:
+        self.check_kernels(task)
         now = time.perf_counter()
         task.seconds += now - self.clock
         self.clock = now
@@ -132,6 +135,22 @@ class Saver(Callback):
             trainer.save_checkpoint(self.folder / name)
         except OSError as error:
             raise UserError(f"{self.folder / name}: cannot be written: {error}; what was there is kept") from error
+
+    def check_kernels(self, task: Any) -> None:
+        """Waits for the device: neither a checkpoint nor a row of the history may hold what a kernel left as NaN.
+
+        Raises:
+            UserError: a kernel of one of the processes gave up since the last checkpoint.
+        """
+        what = ""
+        try:
+            check_device()
+        except GaveUp as error:
+            what = str(error)
+        if largest(bool(what), task.device):
+            last = self.folder / LAST
+            way_on = f"continue with --resume {last}" if last.exists() else "start again"
+            raise UserError(f"{what or 'a kernel of another process gave up'}; nothing of it was saved: {way_on}")
 
     def stop(self, signum: int, where: str) -> None:
         raise Interrupted(str(self.folder / LAST), where, signum, silent=not is_first())

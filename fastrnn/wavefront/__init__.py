@@ -6,6 +6,10 @@ recurrence of its neighbour, also where there is one layer only. The backends kn
 `Backend.forward_after`. Gradients of the weights are products over all steps, as ever. Under 16 bits a state is rounded
 to them where it passes from chunk to chunk.
 
+No more recurrences are under way than the GPU has multiprocessors for (`Backend.share`). Kernels whose blocks wait for
+each other are launched cooperatively, which promises that all blocks of a launch run at once, or the launch waits; that
+they would all find room in any case makes the wavefront independent of how the hardware keeps that promise.
+
 FASTRNN_WAVEFRONT: "auto", the rule of `decide`; 0, never; a number of steps, chunks of so many on any device.
 """
 
@@ -32,6 +36,7 @@ _IN_GRAPHS, _BY_THE_HOST = 64, 256  # steps of a chunk, where a CUDA graph will 
 class Decision(NamedTuple):
     steps: int  # of a chunk; 0: the layers run one after the other
     reason: str
+    at_once: int = 1  # recurrences for which there is room
 
 
 def decide(engine: Backend, query: Query, layers: int, trail: bool = False) -> Decision:
@@ -46,15 +51,17 @@ def decide(engine: Backend, query: Query, layers: int, trail: bool = False) -> D
     forced = None if asked == "auto" else int(asked)
     steps = forced or (_IN_GRAPHS if _captured(query) else _BY_THE_HOST)
     why_not = f"{SETTING}=0" if forced == 0 else _impossible(engine, query, trail, steps)
+    share = engine.share(query) if why_not is None else 1.0
     if why_not is None and forced is None:
-        share = engine.share(query)
         why_not = None if share <= 0.5 else f"one of them takes {share:.0%} of the GPU"
         chunks = -(-query.T // steps)
         steps = -(-query.T // chunks)  # none much shorter than the others
     if why_not is not None:
         return Decision(0, f"layers one after the other: {why_not}")
+    at_once = max(int(1 / share), 1)
     what = f"wavefront: {layers} layers" if layers > 1 else "the input's product beside the recurrence"
-    return Decision(steps, f"{what}, {-(-query.T // steps)} chunks of {steps} steps")
+    room = f", {at_once} at a time" if at_once < layers else ""
+    return Decision(steps, f"{what}{room}, {-(-query.T // steps)} chunks of {steps} steps", at_once)
 
 
 def _impossible(engine: Backend, query: Query, trail: bool, steps: int) -> str | None:
@@ -81,7 +88,7 @@ def run(
     engine: Backend,
     cell: Cell,
     save: str,
-    steps: int,
+    wave: Decision,
     dropout: float,
     x: Tensor,
     states: States,
@@ -97,9 +104,9 @@ def run(
     if dropout:  # drawn in the order of the layers, so that a seed draws what it always draws
         out = weights[0].w_hh.shape[1]
         noises = tuple([drop(x.new_ones(*x.shape[:2], out), dropout, True) for _ in weights[1:]])
-    stack = Stack(engine, cell, save, steps, lengths, resets, noises, x, states, tuple(weights))
+    stack = Stack(engine, cell, save, wave.steps, wave.at_once, lengths, resets, noises, x, states, tuple(weights))
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in flat):
-        meta = (engine, cell, save, steps, len(noises), len(states))
+        meta = (engine, cell, save, wave.steps, wave.at_once, len(noises), len(states))
         y, *finals = Layers.apply(meta, lengths, resets, *noises, *flat)  # type: ignore[no-untyped-call]
         return y, tuple(finals)
     y, finals, _ = forward(stack._replace(save=NOTHING))

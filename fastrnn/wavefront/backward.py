@@ -14,7 +14,7 @@ from fastrnn.backends.reference import REFERENCE
 from fastrnn.ordinary import ordinary
 from fastrnn.recurrence import hooked, keeps_graph
 from fastrnn.wavefront import lanes as streams
-from fastrnn.wavefront.stack import Chunks, Grid, Stack, ends, flat, forward, wave
+from fastrnn.wavefront.stack import Chunks, Grid, Stack, Turns, ends, flat, forward, wave
 
 
 class _Back:
@@ -28,6 +28,7 @@ class _Back:
         below = [i for i, wanted in enumerate(self.of_weights) if any(wanted)]
         self.of_states = list(enumerate(needed[1:n]))
         self.lowest = 0 if any(needed[:n]) else min(below)  # no layer beneath it needs a gradient
+        self.turns = Turns(stack, self.lanes)
         self.grads: Grid = {}
         self.dx: Grid = {}
         self.left: Grid = {}  # events: the gradients of the states are there
@@ -73,8 +74,10 @@ class _Back:
         want_x = layer > self.lowest or self.needed[0]
         needed = (want_x, *(True,) * len(call.states), *self.of_weights[layer])
         engine, dy = self.stack.engine, dy.contiguous()
+        self.turns.wait(lane)
         found = gradients.at_the_gates(engine, call, saved[layer, k], y, dy, ends, needed, self.last, None, gates=True)
         self.left[layer, k] = lanes.record(lane)
+        self.turns.end(self.left[layer, k])
         self.grads[layer, k] = found
         if want_x:
             assert found.dgates is not None
@@ -135,10 +138,10 @@ class Layers(torch.autograd.Function):
 
 
 def stack_of(meta: Any, tensors: Any) -> Stack:
-    engine, cell, save, steps, noises, states = meta
+    *how, noises, states = meta
     (lengths, resets), x, rest = tensors[:2], tensors[2 + noises], tensors[3 + noises :]
     masks = (lengths, resets, tensors[2 : 2 + noises])
-    return Stack(engine, cell, save, steps, *masks, x, rest[:states], unflatten(rest[states:]))
+    return Stack(*how, *masks, x, rest[:states], unflatten(rest[states:]))
 
 
 def _differentiable(stack: Stack, flat: Any, douts: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ class Stack(NamedTuple):
     engine: Backend
     cell: Cell
     save: str
-    steps: int
+    steps: int  # of a chunk
+    at_once: int  # recurrences for which there is room
     lengths: Tensor | None  # (B,)
     resets: Tensor | None  # (T, B)
     noises: tuple[Tensor, ...]  # what dropout multiplies by, between layers, (T, B, P); or ()
@@ -68,6 +70,22 @@ class Chunks:
         return call._replace(states=finals[layer, k - 1]) if k else call
 
 
+class Turns:
+    """Lets no more recurrences begin than there is room for: each waits for the one so many before it."""
+
+    def __init__(self, stack: Stack, lanes: streams.Lanes) -> None:
+        self.lanes = lanes
+        self.needed = stack.at_once < len(stack.weights)  # those of one layer wait for each other anyway
+        self.ended: deque[Any] = deque(maxlen=stack.at_once)
+
+    def wait(self, lane: int) -> None:
+        if self.needed and len(self.ended) == self.ended.maxlen:
+            self.lanes.wait(lane, self.ended[0])
+
+    def end(self, event: Any) -> None:
+        self.ended.append(event)
+
+
 def ends(y: Grid, finals: Grid) -> tuple[Tensor, States]:
     layer, chunk = max(finals)
     last = [finals[i, chunk] for i in range(layer + 1)]
@@ -81,12 +99,14 @@ def forward(stack: Stack) -> tuple[Grid, Grid, Grid]:
     finals: Grid = {}
     saved: Grid = {}
     done: Grid = {}
+    turns = Turns(stack, lanes)
 
     def task(layer: int, k: int, lane: int) -> None:
         def ready() -> None:
             if k:
                 lanes.wait(lane, done[layer, k - 1])
                 lanes.keep(lane, finals[layer, k - 1])
+            turns.wait(lane)
 
         if layer:
             lanes.wait(lane, done[layer - 1, k])
@@ -94,6 +114,7 @@ def forward(stack: Stack) -> tuple[Grid, Grid, Grid]:
         call = chunks.call(layer, k, y, finals)
         y[layer, k], finals[layer, k], saved[layer, k] = stack.engine.forward_after(call, stack.save, ready)
         done[layer, k] = lanes.record(lane)
+        turns.end(done[layer, k])
         if layer and not stack.save:
             del y[layer - 1, k]
 

@@ -61,23 +61,22 @@ class Triton(Backend):
         return None if faster else "measured to be slower than torch.nn's kernels here"
 
     def settings(self, query: Query) -> Any:
-        index = torch.cuda.current_device() if torch.cuda.is_available() else None
-        return index, precision.of(query.dtype), os.environ.get(tuning.SCHEDULE)
+        return precision.of(query.dtype), os.environ.get(tuning.SCHEDULE)
 
     def how(self, query: Query) -> str:
         kind = precision.of(query.dtype)
-        chosen, reason = tuning.decide(tuning.problem_of(query, kind, False), query.cell, device.limits(query.device))
+        limits = device.limits(query.device, query.device_index)
+        chosen, reason = tuning.decide(tuning.problem_of(query, kind, False), query.cell, limits)
         return f"{chosen} ({reason})" + (f"; {kind} products" if query.dtype is torch.float32 else "")
 
     def saved_dtypes(self, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         return dtype, torch.float32, dtype
 
     def share(self, query: Query) -> float:
-        limits, kind = device.limits(query.device), precision.of(query.dtype)
+        """Programs for each multiprocessor, of which every program is given one."""
+        limits, kind = device.limits(query.device, query.device_index), precision.of(query.dtype)
         problems = [tuning.problem_of(query, kind, way) for way in (False, True)[: 1 + query.grad]]
         plans = [tuning.decide(p, query.cell, limits)[0] for p in problems]
-        if any(p.schedule == plan.PERSISTENT for p in plans):
-            return 1.0  # its programs start all at once: nothing is known of two such launches side by side
         return max(map(plan.programs, plans, problems)) / limits.multiprocessors
 
     def forward(self, call: Call, save: str) -> Result:

@@ -51,9 +51,11 @@ def _limits_of(index: int) -> Limits:
     return Limits(p.name, (p.major, p.minor), p.shared_memory_per_block_optin, p.multi_processor_count)
 
 
-def limits(kind: str) -> Limits:
-    """Of torch's current CUDA device, or of a supposed one in the interpreter."""
-    return _INTERPRETER if kind == "cpu" else _limits_of(torch.cuda.current_device())
+def limits(kind: str, index: int | None = None) -> Limits:
+    """Of a CUDA device, torch's current one without an index; of a supposed one in the interpreter."""
+    if kind == "cpu":
+        return _INTERPRETER
+    return _limits_of(torch.cuda.current_device() if index is None else index)
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -94,8 +94,12 @@ def _decide(problem: Problem, cell: str, limits: Limits, schedule: str | None) -
 def faster_than_native(query: Query, precision: str) -> bool | None:
     """As measured for this shape, with its backward where gradients are asked for; None if it was not."""
     # What was measured of the backward is a whole training step.
-    finding = lookup(problem_of(query, precision, query.grad), query.cell, device.limits(query.device))
+    finding = lookup(problem_of(query, precision, query.grad), query.cell, _limits(query))
     return None if finding is None else finding.seconds < finding.native
+
+
+def _limits(query: Query) -> Limits:
+    return device.limits(query.device, query.device_index)
 
 
 def problem_of(query: Query, precision: str, backward: bool) -> Problem:
@@ -166,7 +170,7 @@ def search(
         run: `run(backend, backward)` makes one call of a backend, with its backward if wanted.
         native: torch.nn's kernels can make the call, too.
     """
-    limits, measure = device.limits(query.device), measure or timer(query.device)
+    limits, measure = _limits(query), measure or timer(query.device)
     found: dict[str, Finding] = {}
     with contextlib.ExitStack() as stack:
         for backward in (False, True)[: 1 + query.grad]:
