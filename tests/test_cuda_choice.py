@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from docs_support import unchanged
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastrnn
 from fastrnn import backends
@@ -102,9 +103,13 @@ def test_the_plan_is_for_the_device_of_the_call(two):
 
 @pytest.mark.parametrize("make", [fastrnn.LSTM, fastrnn.LSTMCell])
 def test_a_call_says_which_device_it_is_on(make):
-    module = make(3, 4, device="meta:1")
-    query = module._prepare(torch.empty(2, 3, device="meta:1"), None).query
-    assert (query.device, query.device_index) == ("meta", 1)
+    second, mode = torch.device("cuda:1"), FakeTensorMode()
+    module = make(3, 4, device="meta")
+    for name, p in module.named_parameters():
+        module._parameters[name] = FakeTensor(mode, p.detach(), second)
+    with mode:
+        query = module._prepare(FakeTensor(mode, torch.empty(2, 3, device="meta"), second), None, None, None).query
+    assert (query.device, query.device_index) == ("cuda", 1)
 
 
 def test_a_call_on_the_cpu_loads_no_kernels():

@@ -70,8 +70,8 @@ def check_device(device: torch.device | str | None = None) -> None:
 
     The kernels that run in many blocks at once, "K2" of the backend "cuda" and "persistent" of the backend "triton",
     never hang: where a block waits for seconds, results become NaN. The next call of such a kernel raises; this
-    function does so for the last ones, too, as before results are kept. It costs a `torch.cuda.synchronize`, nothing where
-    no such kernel has been called, and is not to be called while a CUDA graph is being captured.
+    function does so for the last ones, too, as before results are kept. It costs a `torch.cuda.synchronize`, or nothing
+    where no such kernel has been called, and is not to be called while a CUDA graph is being captured.
 
     Args:
         device: the one to wait for; by default all on which this process has called such a kernel.

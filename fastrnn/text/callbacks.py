@@ -147,7 +147,7 @@ class Saver(Callback):
             check_device()
         except GaveUp as error:
             what = str(error)
-        if largest(bool(what), task.device):
+        if largest(int(bool(what)), task.device):
             last = self.folder / LAST
             way_on = f"continue with --resume {last}" if last.exists() else "start again"
             raise UserError(f"{what or 'a kernel of another process gave up'}; nothing of it was saved: {way_on}")

@@ -140,12 +140,12 @@ def _force(problem: Problem, plan: Plan) -> Iterator[None]:
         _forced.pop(problem, None)  # another thread may have measured the same
 
 
-def timer(kind: str, seconds: float = 0.1, rounds: int = 7) -> Timer:
-    """Median time of a call, after a first one that compiles."""
+def timer(kind: str, seconds: float = 0.1, rounds: int = 7, index: int | None = None) -> Timer:
+    """Median time of a call on a device, after a first one that compiles."""
 
     def wait() -> None:
         if kind == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(index)
 
     def measure(function: Callable[[], Any]) -> float:
         times = []
@@ -170,7 +170,7 @@ def search(
         run: `run(backend, backward)` makes one call of a backend, with its backward if wanted.
         native: torch.nn's kernels can make the call, too.
     """
-    limits, measure = _limits(query), measure or timer(query.device)
+    limits, measure = _limits(query), measure or timer(query.device, index=query.device_index)
     found: dict[str, Finding] = {}
     with contextlib.ExitStack() as stack:
         for backward in (False, True)[: 1 + query.grad]:
