@@ -146,3 +146,10 @@ def test_the_clock_measures():
     measure = tuning.timer("cpu", seconds=0.01, rounds=3)
     fast, slow = measure(lambda: None), measure(lambda: torch.randn(200_000).sort())
     assert 0 < fast < slow
+
+
+def test_the_clock_waits_for_the_device_of_the_call(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    tuning.timer("cuda", seconds=0.0, rounds=2, index=1)(lambda: None)
+    assert waits == [1, 1, 1]

@@ -138,10 +138,10 @@ class Layers(torch.autograd.Function):
 
 
 def stack_of(meta: Any, tensors: Any) -> Stack:
-    *how, noises, states = meta
+    engine, cell, save, steps, at_once, noises, states = meta
     (lengths, resets), x, rest = tensors[:2], tensors[2 + noises], tensors[3 + noises :]
     masks = (lengths, resets, tensors[2 : 2 + noises])
-    return Stack(*how, *masks, x, rest[:states], unflatten(rest[states:]))
+    return Stack(engine, cell, save, steps, at_once, *masks, x, rest[:states], unflatten(rest[states:]))
 
 
 def _differentiable(stack: Stack, flat: Any, douts: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:
