@@ -39,7 +39,7 @@ bench: .venv/.installed
 bench-check: .venv/.installed
 	$(BIN)/fastrnn bench --check $(ARGS)
 
-# All committed records of a quiet machine anew, and the READMEs' table and picture from them: one to two hours.
+# All committed records of a quiet machine anew, and the READMEs' table and picture from them.
 records: .venv/.installed
 	$(BIN)/python -m benchmarks.records --readme $(ARGS)
 
