@@ -9,7 +9,7 @@ sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -n
 emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test interpret emulator slow bench bench-check gpu-test gpu-bench lint format docs sanitize sanitize-emulator cuda wheel clean
+.PHONY: demo test interpret emulator slow bench bench-check records gpu-test gpu-bench lint format docs sanitize sanitize-emulator cuda wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -38,6 +38,10 @@ bench: .venv/.installed
 
 bench-check: .venv/.installed
 	$(BIN)/fastrnn bench --check $(ARGS)
+
+# All committed records of a quiet machine anew, and the READMEs' table and picture from them.
+records: .venv/.installed
+	$(BIN)/python -m benchmarks.records --readme $(ARGS)
 
 # On a machine with a GPU, in its own environment with torch and Triton: make gpu-test PYTHON=python3
 SANITIZER ?= $(shell command -v compute-sanitizer)

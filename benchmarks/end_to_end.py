@@ -135,14 +135,16 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=3, help="times that each layer has its turn")
     parser.add_argument("--steps", type=int, default=20, help="steps timed in each round")
-    parser.add_argument("--save", action="store_true", help="keep the records under benchmarks/results")
+    parser.add_argument("--save", action="store_true", help="keep the records")
+    parser.add_argument("--out", metavar="FOLDER", help="where (benchmarks/results)")
     given = parser.parse_args(args)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     environment = describe(
         fastrnn, ["python", "-m", "benchmarks.end_to_end", *(sys.argv[1:] if args is None else args)]
     )
-    path = results() / slug(environment) / "end-to-end.jsonl" if given.save else None
+    day = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    path = results(given.out) / slug(environment) / f"end-to-end-{day}.jsonl" if given.save else None
     store = Store(path)
     store.add(environment)
     print(HEAD)

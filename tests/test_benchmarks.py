@@ -1,106 +1,17 @@
-"""The benchmark suite: both sides do the same, and nothing that is wrong is timed or published."""
+"""The benchmark suite: both sides do the same, nothing that is wrong is timed, and what one measurement holds."""
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from test_bench_model import write
+from bench_support import COMBINATIONS, STEP, TINY, OtherLibrary, job, options
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks import bandwidth, overhead
-from fastrnn.bench import (
-    commands,
-    environment,
-    measuring,
-    memory,
-    page,
-    parity,
-    records,
-    report,
-    roofline,
-    run,
-    shapes,
-    subjects,
-)
-from fastrnn.bench.grids import Job
-from fastrnn.cli.parser import UsageError
-
-
-class OtherLibrary(SimpleNamespace):
-    """torch.nn under fastrnn's interface: `lengths=`, dtype, a backend context; optionally wrong by `error`."""
-
-    def __init__(self, error=0.0):
-        super().__init__(__name__="other")
-
-        def layer(base):
-            class Layer(base):
-                def forward(self, x, hx=None, *, lengths=None):
-                    if lengths is None:
-                        y, states = super().forward(x, hx)
-                    else:
-                        y, states = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False))
-                        y = pad_packed_sequence(y)[0]
-                    return (y if not isinstance(y, torch.Tensor) else y * (1.0 + error)), states
-
-            return Layer
-
-        for cell in shapes.CELLS:
-            setattr(self, cell, layer(getattr(nn, cell)))
-        self.LSTMCell = nn.LSTMCell
-        self.requested = []
-
-    def backend(self, name):
-        self.requested.append(name)
-        self.chosen = name
-        return contextlib.nullcontext()
-
-    def explain(self, module, *arguments, **keywords):
-        return SimpleNamespace(backend=SimpleNamespace(name=self.chosen))
-
-
-TINY = [shapes.tiny(c) for c in shapes.CASES if c.name.startswith(("T1-B1-H128", "cell", "step", "packed", "lengths"))]
-TINY.append(shapes.tiny(shapes.CASES[14]))
-STEP = shapes.Case("T1-B1-H128", 1, 1, 5, 7)
-COMBINATIONS = [
-    pytest.param(case, cell, mode, id=f"{case.name}-{cell}-{mode}")
-    for case in TINY
-    for cell in case.cells
-    for mode in case.modes
-]
-
-
-def job(case, cell="GRU", mode="inference", what="timing"):
-    return Job(what, case, cell, mode, "float32", "cpu", 1)
-
-
-def options(library, **changes):
-    return measuring.Options(**{"library": library, "sample": 0.0, "rounds": 2, **changes})
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """`fastrnn bench` with a library in the place of fastrnn, and two tiny cases for a grid."""
-
-    def install(error=0.0, cases=(TINY[0], TINY[-1])):
-        library = OtherLibrary(error)
-        monkeypatch.setattr(run, "import_module", lambda name: library)
-        monkeypatch.setattr(run, "cases", lambda grid, *sizes: tuple(cases))
-        monkeypatch.setattr(roofline, "cpu", lambda dtype: roofline.Machine(1e12, lambda size: 1e12, 1e12))
-        monkeypatch.setattr(page, "write_all", lambda *_: [])
-        return library
-
-    return install
-
-
-QUICK = ["--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--budget", "0"]
-
+from fastrnn.bench import environment, measuring, memory, parity, shapes, subjects
 
 # The two sides
 
@@ -177,138 +88,7 @@ def test_no_time_is_taken_of_a_wrong_result(monkeypatch):
             measuring.MEASURE[what](job(TINY[0]), options(OtherLibrary(error=1e-3), compare=compare))
 
 
-def test_a_wrong_result_ends_the_run_with_failure_and_without_its_number(stand_in, capsys):
-    stand_in(error=1e-3, cases=[TINY[0]])
-    argv = [*QUICK, "--cells", "GRU", "--parts", "timing", "--modes", "inference", "training"]
-    assert commands.bench(argv) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("FAILED timing GRU T1-B1-H128 inference, 1 threads: Mismatch: y: differs") == 2
-    assert "0 of 0 measurements" in printed
-
-
-# The runner
-
-
-def test_a_run_measures_reports_and_saves(stand_in, capsys, tmp_path):
-    library = stand_in()
-    before = torch.get_num_threads()
-    argv = ["--threads", "1", "2", "--sample", "0", "--rounds", "2", "--parts", "timing", "--save", "--backend", "cpu"]
-    argv += ["--cells", "GRU"]
-    assert commands.bench([*argv, "--out", str(tmp_path), "--budget", "0", "--peers", "none"]) == 0
-    assert torch.get_num_threads() == before
-    assert set(library.requested) == {"cpu"}
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    records = environment.read(saved)
-    assert [r["kind"] for r in records] == ["environment"] + ["measurement"] * 2 * 2 * 3
-    assert records[0]["command"].startswith("fastrnn bench --threads 1 2")
-    assert {r["threads"] for r in records[1:]} == {1, 2}
-    assert {r["mode"] for r in records[1:]} == {"inference", "forward", "training"}
-    assert {r["chosen"] for r in records[1:]} == {"cpu"}
-    assert all(r["rounds"] >= 2 and r["ratio"]["p20"] <= r["ratio"]["p50"] <= r["ratio"]["p80"] for r in records[1:])
-    assert all(0 < r["bound"]["share"]["subject"] < 1 for r in records[1:])
-    assert saved.with_suffix(".txt").read_text() == report.full(records)
-    assert report.summarise(records) in capsys.readouterr().out
-
-
-def test_what_a_file_holds_is_not_measured_again(stand_in, tmp_path, capsys):
-    stand_in(cases=[STEP])
-    argv = [*QUICK, "--parts", "timing", "latency", "--cells", "GRU"]
-    assert commands.bench([*argv, "--modes", "inference", "--save", "--out", str(tmp_path)]) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    before = environment.read(saved)
-    assert [r["kind"] for r in before] == ["environment", "measurement", "latency"]
-    assert commands.bench([*argv, "--resume", str(saved)]) == 0
-    assert "2 of 4 are in the file already" in capsys.readouterr().out
-    after = environment.read(saved)
-    assert after[:3] == before
-    assert [(r["kind"], r.get("mode")) for r in after[3:]] == [
-        ("environment", None),
-        ("measurement", "training"),
-        ("measurement", "forward"),
-    ]
-
-
-def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):
-    stand_in(cases=[TINY[0]])
-    path = write(tmp_path / "other.jsonl", [])
-    with pytest.raises(UsageError, match="made on hardware abacus-1-cores, this is "):
-        commands.bench([*QUICK, "--resume", path])
-
-
-SAVED = [*QUICK, "--parts", "timing", "--cells", "GRU", "--modes", "inference"]
-
-
-def change(path, kind, **changes):
-    """Rewrite all records of a kind in a file."""
-    records = [{**r, **changes} if r["kind"] == kind else r for r in environment.read(path)]
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
-@pytest.mark.parametrize("name", records.SETUP)
-def test_a_run_is_continued_only_with_what_it_was_made_with(stand_in, tmp_path, name):
-    stand_in(cases=[STEP])
-    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    change(saved, "environment", **{name: "planted"})
-    before = saved.read_text()
-    with pytest.raises(UsageError, match=f"--resume .*: made on {name} planted, this is "):
-        commands.bench([*SAVED, "--resume", str(saved)])
-    assert saved.read_text() == before
-
-
-def test_a_case_without_what_is_asked_for_now_is_measured_anew(stand_in, tmp_path, capsys):
-    stand_in(cases=[STEP])
-    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    peer = "torch.nn graph"  # of GPUs: absent here, and the record says so
-    again = [*SAVED[: SAVED.index("--peers")], "--peers", peer, *SAVED[SAVED.index("--peers") + 2 :]]
-    for argv, measured in (([*again, "--kernels"], True), ([*again, "--kernels"], False), (SAVED, False)):
-        before = environment.read(saved)[1:]
-        assert commands.bench([*argv, "--resume", str(saved)]) == 0
-        (kept,) = (r for r in environment.read(saved) if r["kind"] == "measurement")
-        assert kept["peers"].keys() == {peer}
-        assert kept["kernels"]
-        assert (kept not in before) == measured
-        assert ("1 of 1 are in the file already" in capsys.readouterr().out) != measured
-
-
-def test_a_wrong_result_replaces_the_number_it_had(stand_in, tmp_path):
-    stand_in(cases=[STEP])
-    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    stand_in(error=1e-3, cases=[STEP])
-    assert commands.bench([*SAVED, "--kernels", "--resume", str(saved)]) == 1
-    assert [r["kind"] for r in environment.read(saved) if r["kind"] != "environment"] == ["failure"]
-
-
-def test_a_continued_run_forgets_that_its_budget_was_spent(stand_in, tmp_path):
-    stand_in(cases=[STEP])
-    assert commands.bench([*SAVED, "--save", "--out", str(tmp_path)]) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    notes = [{"kind": "note", "message": f"{run.BUDGET} 5 s spent"}, {"kind": "note", "message": "planted"}]
-    saved.write_text(saved.read_text() + "".join(json.dumps(n) + "\n" for n in notes))
-    assert commands.bench([*SAVED, "--resume", str(saved)]) == 0
-    assert [r["message"] for r in environment.read(saved) if r["kind"] == "note"] == ["planted"]
-
-
-def test_a_run_that_measures_nothing_is_no_success(stand_in, monkeypatch, capsys):
-    stand_in(cases=[STEP])
-    ticks = iter(range(0, 1000, 10))
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(ticks))
-    assert commands.bench([*SAVED, "--budget", "5"]) == 1
-    assert "0 of 1 measured" in capsys.readouterr().out
-
-
-def test_a_spent_budget_leaves_what_there_is(stand_in, capsys, tmp_path, monkeypatch):
-    stand_in()
-    ticks = iter(range(0, 1000, 10))
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(ticks))
-    argv = [*QUICK[:-2], "--budget", "25", "--parts", "timing", "--save", "--out", str(tmp_path)]
-    assert commands.bench(argv) == 0
-    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
-    kinds = [r["kind"] for r in environment.read(saved)]
-    assert kinds == ["environment", "measurement", "measurement", "note"]
-    assert "budget of 25 s spent: 2 of 18 measured" in capsys.readouterr().out
+# One measurement
 
 
 def test_latency_is_of_steps_whose_state_goes_on():
@@ -331,7 +111,7 @@ def test_latency_is_of_steps_whose_state_goes_on():
     assert all(0 < record[side]["p50"] <= record[side]["p99"] for side in ("baseline", "subject"))
 
 
-def test_kernels_are_named(stand_in):
+def test_kernels_are_named():
     record = measuring.timing(job(TINY[0], "LSTM"), options(OtherLibrary(), kernels=True))
     assert any("lstm" in name for name in record["kernels"]["torch.nn"])
 
@@ -345,27 +125,6 @@ def test_small_benchmarks_give_a_line_of_positive_figures():
         values = [float(v) for v in text.removeprefix(start).replace("|", " ").split()]
         assert len(values) == figures
         assert min(values) >= 0
-
-
-def test_write_is_atomic_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    path = tmp_path / "results" / "run.jsonl"
-    environment.write(path, "old")
-    store = environment.Store(path)
-    store.add({"kind": "measurement", "value": 1.5})
-    assert json.loads(path.read_text()) == {"kind": "measurement", "value": 1.5}
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        store.add({"kind": "measurement", "value": 2.5})
-    assert json.loads(path.read_text()) == {"kind": "measurement", "value": 1.5}
-
-
-def test_hardware_is_named_by_model_vectors_and_cores():
-    facts = {"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "flags": ["avx2", "fma", "avx512f"], "cores": 4}
-    assert environment.slug(facts) == "intel-xeon-cpu-2-20ghz-avx512-4-cores"
 
 
 # Memory

@@ -14,9 +14,8 @@ from benchmarks import end_to_end
 SMALL = ["lm,hidden_size=8,emb_size=8,batch_size=4,bptt=7", "classify,hidden_size=8,emb_size=8,batches=packed"]
 
 
-def test_a_run_gives_equal_losses_and_both_rates(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(end_to_end, "results", lambda: tmp_path)
-    assert end_to_end.main([*SMALL, "--rounds", "1", "--steps", "2", "--save"]) == 0
+def test_a_run_gives_equal_losses_and_both_rates(tmp_path, capsys):
+    assert end_to_end.main([*SMALL, "--rounds", "1", "--steps", "2", "--save", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.rglob("*.jsonl")
     environment, *records = map(json.loads, path.read_text().splitlines())
     assert SMALL[0] in environment["command"]

@@ -253,14 +253,17 @@ def _run(args: argparse.Namespace, command: list[str]) -> int:
 def verify(argv: list[str]) -> int:
     """`fastrnn verify`; exit code 0 if every backend is within tolerance, 1 if not."""
     from fastrnn.backends import BACKENDS
+    from fastrnn.bench.environment import cores
 
     parser = Parser(prog="fastrnn verify", description=VERIFY_HELP, allow_abbrev=False)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and sizes (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, at most (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=sorted({1, cores()}), metavar="N", help=VERIFY_THREADS
+    )
     args = parser.parse_args(argv)
-    if args.threads < 1:
-        raise UsageError(f"--threads: expected at least 1, got {args.threads}")
+    if min(args.threads) < 1:
+        raise UsageError(f"--threads: expected at least 1, got {min(args.threads)}")
     from fastrnn.bench import verify as verifying
 
     return verifying.command(args.backends, args.seed, args.threads, say)
@@ -270,6 +273,9 @@ VERIFY_HELP = (
     "Runs every cell in every type on every backend that can run here, and compares outputs, states and all gradients "
     "with fp64, beside torch.nn's own errors. Exit code 1 if one is out of tolerance."
 )
+
+
+VERIFY_THREADS = "of the CPU engine, in turn; 1, and all cores, by default; the rest runs by the first"
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
         cells = {(sizes_of(r)["H"], sizes_of(r)["B"]) for r in group}
         if len(cells) > 1:
             made += _save(heat_map(group, f"torch.nn / fastrnn: {name}"), folder / f"speedup-{_slug(name)}")
-    for name, group in _grouped([r for r in found if r.get("bound")], ("device", "dtype", "mode", "threads")):
+    for name, group in _grouped(found, ("device", "dtype", "mode", "threads")):
         made += _save(bars(group, f"Time of a step: {name}"), folder / f"steps-{_slug(name)}")
     return made
 
@@ -63,8 +64,10 @@ def _grouped(records: list[Record], fields: tuple[str, ...]) -> Iterable[tuple[s
 
 
 def _shape(sizes: dict[str, Any]) -> str:
-    """What H and B do not tell: "" for one layer in one direction over a dense batch."""
+    """What H and B do not tell: "" for one layer in one direction over many steps of a dense batch."""
     form = "" if sizes["form"] == "dense" else sizes["form"]
+    if sizes["T"] == 1:
+        form = form or "one step"
     layers = f"{sizes['layers']} layers" if sizes["layers"] > 1 else ""
     return " ".join(filter(None, (form, layers, "bidirectional" if sizes["bidirectional"] else "")))
 
@@ -84,7 +87,10 @@ def heat_map(group: list[Record], title: str) -> Any:
     rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
     means = {key: sum(v) / len(v) for key, v in values.items()}
     grid = [[means.get((h, b), math.nan) for b in columns] for h in rows]
-    figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.6 + 0.4 * len(rows)), layout="constrained")
+    if any(len(v) > 1 for v in values.values()):
+        title += " (means where cases share H and B)"
+    width = max(3.6, 1.6 + 0.75 * len(columns))
+    figure = Figure(figsize=(width, 1.8 + 0.4 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(grid, cmap="RdBu", vmin=-_LIMIT, vmax=_LIMIT, aspect="auto")
     for y, h in enumerate(rows):
@@ -96,30 +102,38 @@ def heat_map(group: list[Record], title: str) -> Any:
     axes.set_xticks(range(len(columns)), [str(b) for b in columns])
     axes.set_yticks(range(len(rows)), [str(h) for h in rows])
     axes.set(xlabel="B", ylabel="H")
-    axes.set_title(title, fontsize=9)
+    axes.set_title("\n".join(textwrap.wrap(title, int(width * 11))), fontsize=9)
     bar = figure.colorbar(image, ax=axes, ticks=range(-_LIMIT, _LIMIT + 1))
     bar.ax.set_yticklabels([f"{2.0**t:g}" for t in range(-_LIMIT, _LIMIT + 1)])
     return figure
 
 
 def bars(group: list[Record], title: str) -> Any:
-    """Time of a step of torch.nn and fastrnn, and the roofline as a line through each pair; logarithmic."""
+    """Time of a step of torch.nn and fastrnn, and the roofline, where there is one, through each pair; logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.2 + 0.34 * len(group)), layout="constrained")
     axes = figure.add_subplot()
+    least = math.inf
     for y, r in enumerate(group):
         steps = sizes_of(r)["T"] * (2 if r["mode"] == "training" else 1)
         for shift, side, color in ((-0.2, "baseline", "#b0b0b0"), (0.2, "subject", "#2a6fbb")):
-            axes.barh(y + shift, r[side]["p50"] / steps * 1e6, 0.38, color=color)
-        least = r["bound"]["seconds"] / steps * 1e6
-        axes.plot([least, least], [y - 0.42, y + 0.42], color="#c03020", linewidth=2)
+            width = r[side]["p50"] / steps * 1e6
+            axes.barh(y + shift, width, 0.38, color=color)
+            least = min(least, width)
+        if r.get("bound"):
+            x = r["bound"]["seconds"] / steps * 1e6
+            axes.plot([x, x], [y - 0.42, y + 0.42], color="#c03020", linewidth=2)
+            least = min(least, x)
     axes.set_yticks(range(len(group)), [f"{r['cell']} {r['case']}  {seconds(r['subject']['p50'])}" for r in group])
     axes.tick_params(labelsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.set_xlim(left=least / 3)  # else the shortest bar is next to nothing, whatever its time
     axes.set_xlabel("microseconds a step; in training, steps forward and backward are counted", fontsize=8)
-    axes.set_title(f"{title}\ngrey: torch.nn, blue: fastrnn, red: the roofline", fontsize=9)
+    bound = ", red: the roofline" if any(r.get("bound") for r in group) else ""
+    axes.set_title(f"{title}\ngrey: torch.nn, blue: fastrnn{bound}", fontsize=9)
     return figure
 
 
