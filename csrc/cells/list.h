@@ -1,4 +1,5 @@
-// Every cell, in one list: loops, dispatch tables and tests follow it.
+// Every cell, in one list: the loops, the tables, the kernels' source files (cmake/instances.cmake) and Python's codes
+// (fastrnn/backends/cpu.py) follow it.
 #pragma once
 
 #include "cells/gru.h"
