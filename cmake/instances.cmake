@@ -1,13 +1,18 @@
-# One source file for each cell, number type and direction, made from csrc/cuda/instance.cu.in.
+# One source file for each cell of csrc/cells/list.h, number type and direction, made from csrc/cuda/instance.cu.in.
 
 function(fastrnn_instances out extension)
+  set(list ${PROJECT_SOURCE_DIR}/csrc/cells/list.h)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list})
+  file(READ ${list} text)
+  string(REGEX MATCHALL "DO\\([A-Za-z0-9_]+\\)" cells "${text}")
+  list(TRANSFORM cells REPLACE "DO\\((.*)\\)" "\\1")
   set(sources)
   foreach(direction forward backward)
     string(SUBSTRING ${direction} 0 1 initial)
     string(SUBSTRING ${direction} 1 -1 rest)
     string(TOUPPER ${initial} initial)
     set(Direction ${initial}${rest})
-    foreach(cell Lstm Gru RnnTanh RnnRelu)
+    foreach(cell ${cells})
       foreach(number Bf16 Fp16 Tf32 Fp32)
         set(source ${CMAKE_CURRENT_BINARY_DIR}/instances/${direction}_${cell}_${number}.${extension})
         configure_file(${PROJECT_SOURCE_DIR}/csrc/cuda/instance.cu.in ${source} @ONLY)

@@ -1,7 +1,9 @@
 # The instruction sets of the engine: one source file each, compiled with that set's flags. Which one
 # runs is decided at run time, so no flag may reach any other file (and never -march=native).
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+if(FASTRNN_BASELINE_ONLY)
+  set(FASTRNN_X86 FALSE)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   set(FASTRNN_X86 TRUE)
 else()
   set(FASTRNN_X86 FALSE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import packing
-from fastrnn.backends.base import NOTHING, STATES, Backend, Call, Output, unflatten
+from fastrnn.backends.base import NOTHING, STATES, Backend, Call, Output
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.ordinary import dual, transformed
 
@@ -42,7 +42,7 @@ def backward(
     create_graph: bool = True,
     backend: Backend = REFERENCE,
 ) -> list[Tensor | None]:
-    """The gradients of `flat` (x, states, weights), as a graph that can be differentiated again.
+    """The gradients of `flat` (x, states, weights, per-unit parameters), as a graph that can be differentiated again.
 
     It differentiates with respect to views of the inputs, one each, so that it ends at this call and
     counts an input that comes twice once in each place. `douts` are the gradients of y (not for a single
@@ -54,8 +54,7 @@ def backward(
             own = tuple(
                 [a if a is None or not n else a.detach().requires_grad_() for a, n in zip(own, needed, strict=True)]
             )
-        n = 1 + len(call.states)
-        call = call._replace(x=own[0], states=own[1:n], weights=unflatten(own[n:]))
+        call = call.with_flat(own)
         result = run(backend, call, trail=len(douts) > 1 + call.cell.states)
         outs = result.finals if call.single_step else (result.y, *result.finals, *result.trail)
         pairs = [(o, d) for o, d in zip(outs, douts, strict=True) if d is not None and o.requires_grad]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastrnn.backends.base import FIELDS, Backend, Call, Gradients, Saved, flatten
+from fastrnn.backends.base import FIELDS, Backend, Call, Gradients, Saved
 from fastrnn.cells import Cell
 from fastrnn.packing import Packing, pack_call, previous_rows
 
@@ -31,7 +31,7 @@ def backward(
     last: bool = False,
     dc: Optional = None,
 ) -> list[Optional]:
-    """Gradients of x, the states given and each stream's weights, None where not `needed`.
+    """Gradients of x, the states given, each stream's weights and per-unit parameters, None where not `needed`.
 
     Args:
         call: padded, or packed, in the form that `backend` takes.
@@ -41,12 +41,13 @@ def backward(
     """
     grads = at_the_gates(backend, call, saved, y, dy, dfinals, needed, last, dc)
     dstates = grads.dstates
+    dparams = [d for stream in grads.dparams for d in stream]
     if grads.dweights is not None:
-        return [grads.dx, *dstates, *(w for stream in grads.dweights for w in stream)]
+        return [grads.dx, *dstates, *(w for stream in grads.dweights for w in stream), *dparams]
     first = 1 + len(call.states)
     assert grads.dgates is not None
     dx = grads.dx if grads.dx is not None or not needed[0] else input_gradient(call, grads.dgates)
-    return [dx, *dstates, *weight_gradients(call, grads, y, needed[first:])]
+    return [dx, *dstates, *weight_gradients(call, grads, y, needed[first:]), *dparams]
 
 
 class _Entered(NamedTuple):
@@ -100,7 +101,10 @@ def in_form(
 def of_each_sample(
     backend: Backend, call: Call, saved: Saved, y: Tensor, douts: tuple[Optional, ...], needed: tuple[bool, ...], n: int
 ) -> list[Optional]:
-    """As `in_form`, for a batch made of n samples of B / n rows each: the weights' gradients are (n, ...)."""
+    """As `in_form`, for a batch made of n samples of B / n rows each: the weights' gradients are (n, ...).
+
+    For cells without per-unit parameters, see `transforms`.
+    """
     packing, own, own_y, dy, dfinals, dc = _enter(backend, call, y, douts)
     first = 1 + len(call.states)
     if own is None:
@@ -153,8 +157,7 @@ def _weight_gradients_of_each(
 
 def _of_nothing(call: Call, dfinals: tuple[Optional, ...], needed: tuple[bool, ...]) -> list[Optional]:
     """No token in the batch: the states went through as they came."""
-    flat = (call.x, *call.states, *flatten(call.weights))
-    grads: list[Optional] = [torch.zeros_like(a) if n and a is not None else None for a, n in zip(flat, needed)]  # noqa: B905
+    grads: list[Optional] = [torch.zeros_like(a) if n and a is not None else None for a, n in zip(call.flat, needed)]  # noqa: B905
     for k in range(len(call.states)):
         d = dfinals[k]
         grads[1 + k] = grads[1 + k] if d is None else d.clone()
@@ -191,6 +194,7 @@ def recompute(call: Call, saved: Saved, y: Tensor, dtype: torch.dtype) -> Saved:
     m = None if call.weights[0].w_hr is None else x.new_empty(len(call.weights), rows, hidden, dtype=kind)
     for s, w in enumerate(call.weights):
         w_ih, w_hh, b_ih, b_hh = [None if a is None else a.to(kind) for a in w[:4]]
+        own = tuple([p.to(kind) for p in call.params[s]]) if call.params else ()
         before = [_whole(previous(call, s, _of_stream(y, s, call.out), initial[0][s]))]
         if saved.c is not None:
             before.append(_whole(previous(call, s, saved.c[s], initial[1][s].to(saved.c.dtype))))
@@ -200,7 +204,7 @@ def recompute(call: Call, saved: Saved, y: Tensor, dtype: torch.dtype) -> Saved:
             states = tuple([a[part].to(kind) for a in before])
             xg = linear(x[part].to(kind), w_ih, b_ih).chunk(cell.gates, -1)  # type: ignore[arg-type]
             r = linear(states[0], w_hh, b_hh).chunk(cell.gates, -1)  # type: ignore[arg-type]
-            new, values = cell.step(xg, r, states, (), torch.sigmoid, torch.tanh, torch.where)
+            new, values = cell.step(xg, r, states, own, torch.sigmoid, torch.tanh, torch.where)
             tape[s, part] = torch.cat(values, -1)
             if m is not None:
                 m[s, part] = new[0]

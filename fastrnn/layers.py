@@ -52,12 +52,16 @@ def run(
     query, packed = problem.query, problem.packed
     if params or cell.params:
         check.check_params(cell, params, weights, len(reverse))
+        params = [tuple([p.to(problem.x.dtype) for p in own]) for own in params]  # autocast has cast the weights
+        grad = query.grad or (torch.is_grad_enabled() and any(p.requires_grad for own in params for p in own))
+        query = query._replace(grad=grad)
+        problem = problem._replace(query=query)
     if query.T and query.B:
         engine = choose(query, backend).backend
         y, finals, trail = solve(engine, cell, problem, reverse, dropout, save, params)
     else:  # nothing to run, so any backend will do
         check_name(backend)
-        y, finals, trail = empty(cell, problem, len(reverse))
+        y, finals, trail = empty(cell, problem, len(reverse), params)
     if packed is not None:
         if packed.unsorted_indices is not None:
             finals = tuple([a.index_select(1, packed.unsorted_indices) for a in finals])
@@ -139,7 +143,7 @@ def _solve_lengths(how: _How, problem: Problem) -> tuple[Tensor, States, States]
     if packing.batch_sizes.numel() == query.T and int(packing.batch_sizes[-1]) == query.B:  # none is shorter
         return _layers(how, x, states, weights, None, None, resets)
     if not packing.batch_sizes.numel():
-        return empty(how.cell, problem, len(how.reverse))
+        return empty(how.cell, problem, len(how.reverse), how.params)
     resets = None if resets is None else packing.pack(resets)
     live = packing.sort_live(states)
     y, finals, trail = _layers(how, packing.pack(x), live, weights, None, packing.batch_sizes, resets)
@@ -182,7 +186,7 @@ def _layers(
     return x, finals, tuple([torch.stack(layers) for layers in zip(*trails, strict=True)])
 
 
-def empty(cell: Cell, problem: Problem, streams: int) -> tuple[Tensor, States, States]:
+def empty(cell: Cell, problem: Problem, streams: int, params: Sequence[States] = ()) -> tuple[Tensor, States, States]:
     """No token at all: zeros (if anything), the states as they came, and zero gradients for whoever asks."""
     query, x, lead = problem.query, problem.x, len(problem.weights)
     y = x.new_zeros(query.T, query.B, streams * query.P)
@@ -193,6 +197,6 @@ def empty(cell: Cell, problem: Problem, streams: int) -> tuple[Tensor, States, S
         trail = tuple([x.new_zeros(lead // streams, query.T, query.B, streams * n) for n in widths])
     if not query.grad:
         return y, tuple([a.clone() for a in states]), trail
-    tensors = [x, *(t for w in problem.weights for t in w if t is not None)]
+    tensors = [x, *(t for w in problem.weights for t in w if t is not None), *(p for own in params for p in own)]
     nothing = torch.stack([t.flatten()[:0].sum() for t in tensors]).sum()  # zero, whatever they hold
     return y + nothing, tuple([a + nothing for a in states]), trail

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fastrnn import quick
 from fastrnn.backends import check_name
 from fastrnn.backends.base import Weights
-from fastrnn.backends.cpu import CODES
 from fastrnn.cells import CELLS, Cell
 from fastrnn.layers import BOTH, FORWARD, Batch, run
 from fastrnn.problem import Problem, prepare
@@ -120,7 +119,7 @@ class Recurrent(nn.RNNBase):
         self, input: Any, hx: Any, lengths: Any, resets: Any, return_states: bool
     ) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
         cell = self._cell()
-        if cell.name in CODES and self.num_layers == 1 and lengths is None and resets is None and not return_states:
+        if not cell.params and self.num_layers == 1 and lengths is None and resets is None and not return_states:
             states = (hx,) if cell.states == 1 and hx is not None else hx
             outs = quick.forward(self, cell, input, states, batch_first=self.batch_first)
             if outs is not None:

@@ -125,18 +125,20 @@ def _scan_stream(call: Call, s: int, trail: bool) -> tuple[Tensor, States, Tenso
         if reverse:  # a reset lies between t-1 and t
             cut = torch.cat([cut[1:], torch.zeros_like(cut[:1])])
         over.append(cut[:, :, None])
-    fixed = [a for a in (w.w_hh, w.b_hh, w.w_hr) if a is not None]
+    params = call.params[s] if call.params else ()
+    fixed = [a for a in (w.w_hh, w.b_hh, w.w_hr, *params) if a is not None]
 
     def step(*tensors: Tensor) -> list[Tensor]:
         state, rest = tensors[: cell.states], tensors[cell.states :]
         xg, mask = rest[0], dict(zip(masks, rest[1:], strict=False))
         own = iter(rest[len(over) :])
         w_hh, b_hh, w_hr = [None if a is None else next(own) for a in (w.w_hh, w.b_hh, w.w_hr)]
+        p = tuple(own)
         if "cut" in mask:
             state = tuple([torch.where(mask["cut"], 0.0, a) for a in state])
         r = linear(state[0], w_hh, b_hh)  # type: ignore[arg-type]
         new, _ = cell.step(
-            xg.chunk(cell.gates, -1), r.chunk(cell.gates, -1), state, (), torch.sigmoid, torch.tanh, torch.where
+            xg.chunk(cell.gates, -1), r.chunk(cell.gates, -1), state, p, torch.sigmoid, torch.tanh, torch.where
         )
         if w_hr is not None:
             new = (linear(new[0], w_hr), *new[1:])

@@ -5,7 +5,7 @@ not come here, since an autograd.Function that calls a backend at once costs les
 ONNX's operators in its place (`onnx`).
 
     x (T, B, I) or (N, I) with batch_sizes; states: all or none (AOTInductor turns an empty list into None);
-    weights: each stream's, without those that are not there;
+    weights: each stream's, without those that are not there, then each stream's per-unit parameters;
     save: "gates", "states" or "" (see `fastrnn.backends.base.Saved`)
     forward -> y, final states, saved (flat, as large as a batch without shorter rows would need),
         trail: the second state at every step (S, T, B, H), or nothing
@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from fastrnn import uniform
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import NOTHING, Backend, Call, Output, Weights, flatten
+from fastrnn.backends.base import NOTHING, Backend, Call, Output, Weights
 from fastrnn.cells import CELLS
 from fastrnn.validation import check_batch_sizes, check_length_range
 
@@ -48,15 +48,12 @@ _LIBRARY.define(
 
 def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
     """`call` through the dispatcher."""
-    if call.params:
-        raise NotImplementedError(f"{call.cell.name}: cells with per-unit parameters cannot be compiled or exported")
     single = call.single_step
     if single:
         call = call.as_sequence()
     elif call.batch_sizes is not None:
         call = call._replace(states=call.initial())
-    given = flatten(call.weights)
-    weights = [w for w in given if w is not None]
+    weights = [w for w in call.flat[1 + len(call.states) :] if w is not None]
     inputs = (call.x, *call.states, *weights)
     if not (torch.is_grad_enabled() and any(a.requires_grad for a in inputs)):
         save = NOTHING
@@ -89,13 +86,17 @@ def _call(
     batch_sizes: Tensor | None,
     resets: Tensor | None,
 ) -> Call:
-    per = len(weights) // len(reverse)  # 2 and a bias (2 more) or a projection (1 more)
+    count, n = len(reverse), CELLS[cell].params
+    end = len(weights) - n * count
+    per = end // count  # 2 and a bias (2 more) or a projection (1 more)
+    params = tuple([tuple(weights[i : i + n]) for i in range(end, len(weights), n)]) if n else ()
     streams = []
-    for s in range(len(reverse)):
+    for s in range(count):
         own: list[Any] = list(weights[s * per : (s + 1) * per])
         b_ih, b_hh = own[2:4] if per >= 4 else (None, None)
         streams.append(Weights(own[0], own[1], b_ih, b_hh, own[-1] if per % 2 else None))
-    return Call(CELLS[cell], x, tuple(states or ()), tuple(streams), tuple(reverse), lengths, batch_sizes, resets)
+    masks = (lengths, batch_sizes, resets)
+    return Call(CELLS[cell], x, tuple(states or ()), tuple(streams), tuple(reverse), *masks, params)
 
 
 def _forward(cell: str, backend: str, x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
@@ -131,16 +132,14 @@ def _forward_fake(
 def _backward(cell: str, backend: str, x: Tensor, *rest: Any) -> list[Tensor]:
     *fields, y, saved, douts, given, needed = rest
     call = _call(cell, x, *fields)
-    flat = (call.x, *call.states, *flatten(call.weights))
     with _recorded():
-        return uniform.backward(BACKENDS[backend], call, flat, y, saved, _all(douts, given), _spread(call, needed))
+        return uniform.backward(BACKENDS[backend], call, call.flat, y, saved, _all(douts, given), _spread(call, needed))
 
 
 def _spread(call: Call, needed: Sequence[bool]) -> tuple[bool, ...]:
     """`needed` with an entry for every field of the weights."""
-    first = 1 + len(call.states)
-    own = iter(needed[first:])
-    return (*needed[:first], *[w is not None and next(own) for w in flatten(call.weights)])
+    own = iter(needed)
+    return tuple([a is not None and next(own) for a in call.flat])
 
 
 @contextmanager
@@ -219,7 +218,7 @@ def _second_derivative(ctx: Any, dgrads: Any) -> tuple[Any, ...]:
     weights, rest = rest[:n_weights], rest[n_weights:]
     lengths, batch_sizes, resets, *douts = rest
     call = _call(cell, x, states, weights, reverse, lengths, batch_sizes, resets)
-    flat = (call.x, *call.states, *flatten(call.weights))
+    flat = call.flat
     found, dd = uniform.second_derivative(call, flat, _all(douts, given), _spread(call, needed), dgrads)
     dd = [d for d, there in zip(dd, given, strict=True) if there]
     own = [g for g, a in zip(found, flat, strict=True) if a is not None]

@@ -49,13 +49,16 @@ def forward(module: Any, cell: Cell, input: Any, hx: Any, single: bool = False, 
     run = _start()
     if run is None:
         return None
+    code = CODES.get(cell.name)
+    if code is None:
+        return None
     names = module.__dict__.get("_quick_names") or module._name_parameters()
     parameters, threads, grad = module._parameters, torch.get_num_threads(), torch.is_grad_enabled()
     if grad and module.save != GATES:
         return None
     # What `choose` would say: the engine, where it is there; but not to train on some steps.
     natively = grad and single and asked == "auto" and _natively(module, cell, input)
-    found = run(parameters, names, CODES[cell.name], input, hx, single, batch_first, grad, natively, threads)
+    found = run(parameters, names, code, input, hx, single, batch_first, grad, natively, threads)
     if found is not None and found[0] is None:
         states = hx or (input.new_zeros(input.shape[0], module.hidden_size),) * cell.states
         return step(cell, input, states, [n and parameters[n] for n in names[0][:4]])

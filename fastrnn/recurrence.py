@@ -19,7 +19,7 @@ from torch.compiler import is_compiling
 
 from fastrnn import differentiable, gradients, ops, scripting, transforms
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import FIELDS, GATES, NOTHING, STATES, Backend, Call, Output, Saved, flatten
+from fastrnn.backends.base import FIELDS, GATES, NOTHING, STATES, Backend, Call, Output, Saved
 from fastrnn.backends.cpu import CODES, load
 from fastrnn.backends.reference import REFERENCE
 from fastrnn.cells import Cell
@@ -48,7 +48,7 @@ def recurrence(backend: Backend, call: Call, save: str = GATES, trail: bool = Fa
     if call.single_step and not backend.takes_single_steps:
         finals = tuple([a.squeeze_(0) for a in recurrence(backend, call.as_sequence(), save).finals])
         return Output(finals[0], finals)
-    flat = (call.x, *call.states, *flatten(call.weights))
+    flat = call.flat
     if not ordinary(flat):
         return _out_of_the_ordinary(backend, call, flat, save, trail)
     if torch.is_grad_enabled():

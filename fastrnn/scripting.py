@@ -48,4 +48,8 @@ def check_traceable(input: Any, lengths: Any, resets: Any) -> None:
 
 def forward(call: Call) -> Output:
     """A call under the tracer."""
+    if call.cell.params:
+        raise RuntimeError(
+            f"torch.jit.trace records torch.nn's kernels, and torch.nn has no {call.cell.name}; use torch.export"
+        )
     return differentiable.run(NATIVE, call)

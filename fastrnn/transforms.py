@@ -1,7 +1,8 @@
 """torch.func on the op: vmap and grad run on the backend itself.
 
 vmap over data folds the mapped axis into B; per-sample gradients of the weights are then one batched
-product of the gates' gradients. vmap over weights (ensembles) runs the members one after another.
+product of the gates' gradients. vmap over weights (ensembles) runs the members one after another, as does any vmap
+of a cell with per-unit parameters, whose gradients a backend adds up over the whole batch.
 Forward mode, and a gradient of a gradient within torch.func, are left to the reference.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 from fastrnn import uniform
-from fastrnn.backends.base import NOTHING, Backend, Call, Output, Saved, flatten, unflatten
+from fastrnn.backends.base import NOTHING, Backend, Call, Output, Saved, split_flat
 from fastrnn.cells import Cell
 
 _MASKS, _SAVED = 3, len(Saved._fields)
@@ -38,7 +39,7 @@ def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
         save = NOTHING
     meta = Meta(backend, call.cell, call.reverse, len(call.states), save, trail)
     masks = (call.lengths, call.batch_sizes, call.resets)
-    outs = _Forward.apply(meta, *masks, call.x, *call.states, *flatten(call.weights))  # type: ignore[no-untyped-call]
+    outs = _Forward.apply(meta, *masks, *call.flat)  # type: ignore[no-untyped-call]
     finals = outs[1 : 1 + call.cell.states]
     if single:
         finals = tuple([a.squeeze(0) for a in finals])
@@ -47,7 +48,7 @@ def run(backend: Backend, call: Call, save: str, trail: bool) -> Output:
 
 
 def _recorded(call: Call) -> bool:
-    return any(a is not None and a.requires_grad for a in (call.x, *call.states, *flatten(call.weights)))
+    return any(a is not None and a.requires_grad for a in call.flat)
 
 
 class Meta(NamedTuple):
@@ -61,12 +62,15 @@ class Meta(NamedTuple):
     trail: bool
 
     def call(self, masks: Any, flat: Any) -> Call:
-        n = self.states
-        return Call(self.cell, flat[0], tuple(flat[1 : 1 + n]), unflatten(flat[1 + n :]), self.reverse, *masks)
+        n = 1 + self.states
+        weights, params = split_flat(self.cell, flat[n:], len(self.reverse))
+        lengths, batch_sizes, resets = masks
+        of_call = (self.reverse, lengths, batch_sizes, resets, params)
+        return Call(self.cell, flat[0], tuple(flat[1:n]), weights, *of_call)
 
 
 class _Forward(torch.autograd.Function):
-    """(meta, masks, x, states, weights) to (y, finals, saved, trail)."""
+    """(meta, masks, x, states, weights, per-unit parameters) to (y, finals, saved, trail)."""
 
     @staticmethod
     def forward(meta: Meta, *tensors: Any) -> Any:
@@ -98,7 +102,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, meta: Meta, *tensors: Any) -> Any:
         n, dims, data = info.batch_size, in_dims[1:], _MASKS + 1 + meta.states
-        if not _foldable(tensors, dims, data, len(tensors)):
+        if not _foldable(meta, tensors, dims, data, len(tensors)):
             return _stacked([_Forward.apply(meta, *_take(i, tensors, dims)) for i in range(n)])  # type: ignore[no-untyped-call]
         folded = [_fold(n, a, d, at) for a, d, at in zip(tensors[:data], dims, _BATCH_AXES, strict=False)]
         outs = _Forward.apply(meta, *folded, *tensors[data:])  # type: ignore[no-untyped-call]
@@ -112,7 +116,7 @@ class _Shape(NamedTuple):
     """What `_Backward` must know besides tensors."""
 
     meta: Meta
-    needed: tuple[bool, ...]  # of x, the states and the weights
+    needed: tuple[bool, ...]  # of x, the states, the weights and the per-unit parameters
     flat: int  # how many those are
     samples: int | None = None  # blocks of rows, each of which wants weights' gradients of its own
 
@@ -124,7 +128,7 @@ class _Shape(NamedTuple):
 
 
 class _Backward(torch.autograd.Function):
-    """(shape, masks, x, states, weights, y, saved, douts) to the gradients that are needed."""
+    """(shape, masks, x, states, weights, per-unit parameters, y, saved, douts) to the gradients that are needed."""
 
     @staticmethod
     def forward(shape: _Shape, *tensors: Any) -> Any:
@@ -150,7 +154,7 @@ class _Backward(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, shape: _Shape, *tensors: Any) -> Any:
         n, dims, meta = info.batch_size, in_dims[1:], shape.meta
         data = _MASKS + 1 + meta.states
-        if not _foldable(tensors, dims, data, shape.flat):
+        if not _foldable(meta, tensors, dims, data, shape.flat):
             return _stacked([_Backward.apply(shape, *_take(i, tensors, dims)) for i in range(n)])  # type: ignore[no-untyped-call]
         folded = [_fold(n, a, d, at) for a, d, at in zip(tensors[:data], dims, _BATCH_AXES, strict=False)]
         at = _MASKS + shape.flat
@@ -165,8 +169,10 @@ class _Backward(torch.autograd.Function):
         return tuple(out), tuple([int(d) for d in of_data])
 
 
-def _foldable(tensors: Any, dims: Any, data: int, flat: int) -> bool:
+def _foldable(meta: Meta, tensors: Any, dims: Any, data: int, flat: int) -> bool:
     """Does the mapped axis belong to the data (masks, x, states) alone? Rows of a packed batch do not fold."""
+    if meta.cell.params:
+        return False
     mapped = any(d is not None for d in dims[:data])
     return mapped and tensors[1] is None and all(d is None for d in dims[data : _MASKS + flat])
 

@@ -17,7 +17,7 @@ from fastrnn import differentiable, gradients, packing
 from fastrnn.backends.base import GATES, NOTHING, STATES, Backend, Call, Saved
 
 Grads = list[Tensor | None]
-Flat = tuple[Tensor | None, ...]  # x, the states, the weights
+Flat = tuple[Tensor | None, ...]  # `Call.flat`
 
 
 def forward(backend: Backend, call: Call, save: str, trail: bool) -> tuple[Tensor, Flat, list[Tensor], list[Tensor]]:

@@ -63,7 +63,8 @@ def make_call(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0, gra
     states = (draw(*lead, out), draw(*lead, case.H))[: cell.states]
     x = draw(*((case.B,) if case.single else rows), case.I)
     weights = tuple(stream() for _ in case.reverse)
-    return Call(cell, x, states, weights, case.reverse, batch_sizes=sizes, resets=resets)
+    params = tuple(tuple(draw(case.H) for _ in range(cell.params)) for _ in case.reverse) if cell.params else ()
+    return Call(cell, x, states, weights, case.reverse, batch_sizes=sizes, resets=resets, params=params)
 
 
 def inputs_of(call: Call) -> dict[str, Tensor]:
@@ -71,17 +72,14 @@ def inputs_of(call: Call) -> dict[str, Tensor]:
     named = {"x": call.x, **{f"state {k}": a for k, a in enumerate(call.states)}}
     for s, w in enumerate(call.weights):
         named |= {f"{field} of stream {s}": a for field, a in w._asdict().items() if a is not None}
+    for s, own in enumerate(call.params):
+        named |= {f"parameter {k} of stream {s}": p for k, p in enumerate(own)}
     return named
 
 
 def like(call: Call, dtype: torch.dtype) -> Call:
     """The same values as leaves of another type."""
-
-    def to(a: Tensor | None) -> Any:
-        return None if a is None else a.detach().to(dtype).requires_grad_()
-
-    weights = tuple(Weights(*map(to, w)) for w in call.weights)
-    return call._replace(x=to(call.x), states=tuple(map(to, call.states)), weights=weights)
+    return call.with_flat([None if a is None else a.detach().to(dtype).requires_grad_() for a in call.flat])
 
 
 def outputs(call: Call, reference: bool = False, backend: Backend = CPU, **options: Any) -> list[Tensor]:

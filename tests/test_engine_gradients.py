@@ -49,12 +49,8 @@ def test_each_gradient_alone(cell, name, dtype):
 
 def _asking(call, wanted):
     """The same call on fresh leaves, of which only those named ask for a gradient."""
-    fresh = {name: a.detach().clone().requires_grad_(name in wanted) for name, a in inputs_of(call).items()}
-    states = tuple(fresh[f"state {k}"] for k in range(len(call.states)))
-    weights = [
-        Weights(*(fresh.get(f"{field} of stream {s}") for field in Weights._fields)) for s in range(len(call.weights))
-    ]
-    return call._replace(x=fresh["x"], states=states, weights=tuple(weights))
+    fresh = iter([a.detach().clone().requires_grad_(name in wanted) for name, a in inputs_of(call).items()])
+    return call.with_flat([None if a is None else next(fresh) for a in call.flat])
 
 
 @pytest.mark.parametrize(("cell", "name"), CASES_OF_CELLS)
@@ -102,8 +98,7 @@ def test_strided_tensors(name, dtype):
         assert not wide[..., 1].is_contiguous()
         return wide[..., 1].requires_grad_()
 
-    weights = tuple(Weights(*map(spread, w)) for w in call.weights)
-    strided = call._replace(x=spread(call.x), states=tuple(map(spread, call.states)), weights=weights)
+    strided = call.with_flat([spread(a) for a in call.flat])
     assert_same_bits(name, run(strided), run(call))
 
 

@@ -18,7 +18,7 @@ from tolerances import ENGINE
 from torch import Tensor
 
 from fastrnn.backends import BACKENDS
-from fastrnn.backends.base import Call, Weights
+from fastrnn.backends.base import Call
 from fastrnn.backends.triton import device
 from fastrnn.backends.triton.plan import SCHEDULES
 from fastrnn.cells import CELLS
@@ -88,9 +88,8 @@ def on_device(call: Call) -> Call:
     def move(a: Tensor | None) -> Any:
         return None if a is None else a.detach().to(DEVICE).requires_grad_(a.requires_grad)
 
-    weights = tuple(Weights(*map(move, w)) for w in call.weights)
     masks = {"lengths": move(call.lengths), "resets": move(call.resets)}
-    return call._replace(x=move(call.x), states=tuple(map(move, call.states)), weights=weights, **masks)
+    return call.with_flat([move(a) for a in call.flat])._replace(**masks)
 
 
 def assert_parity(call: Call, what: str, factor: float = 1.0, **options: Any) -> None:

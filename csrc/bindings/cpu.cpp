@@ -13,7 +13,6 @@ namespace py = pybind11;
 namespace {
 
 using fastrnn::BackwardArgs;
-using fastrnn::CellId;
 using fastrnn::DType;
 using fastrnn::ForwardArgs;
 using fastrnn::Problem;
@@ -31,12 +30,22 @@ constexpr size_t kHead = 13;
 constexpr size_t kPerStream = 6;    // w_ih, w_hh, b_ih, b_hh, w_hr, reverse
 constexpr size_t kPerGradient = 5;  // w_ih, w_hh, b_ih, b_hh, w_hr
 
+struct Sizes {
+  int params;
+  bool projects;
+};
+#define FASTRNN_SIZES(C) Sizes{fastrnn::C::kParams, fastrnn::C::kProjects},
+constexpr Sizes kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_SIZES)};
+#undef FASTRNN_SIZES
+
 struct Call {
   std::vector<StreamWeights> weights;
   std::vector<uint8_t> reverse;
+  std::vector<const void*> params;
   int cell, dtype;
 
-  Call(Problem& p, const std::vector<Address>& head, const std::vector<Address>& streams) {
+  Call(Problem& p, const std::vector<Address>& head, const std::vector<Address>& streams,
+       const std::vector<Address>& own) {
     if (head.size() != kHead || streams.empty() || streams.size() % kPerStream != 0)
       throw py::value_error("fastrnn._cpu: a malformed call");
     for (size_t i = 0; i < streams.size(); i += kPerStream) {
@@ -49,18 +58,21 @@ struct Call {
     p.batch_sizes = at<int64_t>(head[8]), p.resets = at<uint8_t>(head[9]);
     p.x = at<void>(head[10]), p.h0 = at<void>(head[11]), p.c0 = at<void>(head[12]);
     p.weights = weights.data(), p.reverse = reverse.data();
-    if (cell < 0 || cell >= int(CellId::Count) || dtype < 0 || dtype >= int(DType::Count) || p.H < 1 || p.P < 1 ||
+    for (const Address a : own) params.push_back(at<void>(a));
+    p.params = params.data();
+    if (cell < 0 || cell >= fastrnn::kCellCount || dtype < 0 || dtype >= int(DType::Count) || p.H < 1 || p.P < 1 ||
         p.I < 1)
       throw py::value_error("fastrnn._cpu: a malformed call");
+    if (int64_t(params.size()) != p.S * kCells[cell].params) throw py::value_error("fastrnn._cpu: a malformed call");
     for (const StreamWeights& w : weights)
-      if (w.w_hr ? cell != int(CellId::Lstm) : p.P != p.H) throw py::value_error("fastrnn._cpu: a malformed call");
+      if (w.w_hr ? !kCells[cell].projects : p.P != p.H) throw py::value_error("fastrnn._cpu: a malformed call");
   }
 };
 
-void forward(const std::vector<Address>& head, const std::vector<Address>& streams, Address y, Address hn, Address cn,
-             Address tape, Address c, Address m) {
+void forward(const std::vector<Address>& head, const std::vector<Address>& streams, const std::vector<Address>& params,
+             Address y, Address hn, Address cn, Address tape, Address c, Address m) {
   ForwardArgs a;
-  const Call call(a, head, streams);
+  const Call call(a, head, streams, params);
   a.y = at<void>(y), a.hn = at<void>(hn), a.cn = at<void>(cn);
   a.tape = at<void>(tape), a.c = at<void>(c), a.m = at<void>(m);
   const auto run = fastrnn::kernels().forward[call.cell][call.dtype];
@@ -68,11 +80,12 @@ void forward(const std::vector<Address>& head, const std::vector<Address>& strea
   run(a);
 }
 
-void backward(const std::vector<Address>& head, const std::vector<Address>& streams, Address y, Address tape, Address c,
-              Address m, Address dy, Address dhn, Address dcn, Address dc, Address dgates, Address dh0, Address dc0,
-              Address dh, Address dx, const std::vector<Address>& gradients) {
+void backward(const std::vector<Address>& head, const std::vector<Address>& streams, const std::vector<Address>& params,
+              Address y, Address tape, Address c, Address m, Address dy, Address dhn, Address dcn, Address dc,
+              Address dgates, Address dh0, Address dc0, Address dh, Address dx, const std::vector<Address>& gradients,
+              const std::vector<Address>& dparams) {
   BackwardArgs a;
-  const Call call(a, head, streams);
+  const Call call(a, head, streams, params);
   a.y = at<void>(y), a.tape = at<void>(tape), a.c = at<void>(c), a.m = at<void>(m);
   a.dy = at<void>(dy), a.dhn = at<void>(dhn), a.dcn = at<void>(dcn), a.dc = at<void>(dc), a.dgates = at<void>(dgates);
   a.dh0 = at<void>(dh0), a.dc0 = at<void>(dc0), a.dh = at<void>(dh), a.dx = at<void>(dx);
@@ -89,6 +102,10 @@ void backward(const std::vector<Address>& head, const std::vector<Address>& stre
     if (of_weights[s].w_hr && (narrow || !a.weights[s].w_hr)) throw py::value_error("fastrnn._cpu: a malformed call");
   if (!a.dgates && (narrow || of_weights.empty())) throw py::value_error("fastrnn._cpu: a malformed call");
   a.gradients = of_weights.empty() ? nullptr : of_weights.data();
+  if (dparams.size() != params.size()) throw py::value_error("fastrnn._cpu: a malformed call");
+  std::vector<void*> of_params;
+  for (const Address d : dparams) of_params.push_back(at<void>(d));
+  a.dparams = of_params.data();
   const auto run = fastrnn::kernels().backward[call.cell][call.dtype];
   py::gil_scoped_release release;
   run(a);
@@ -97,21 +114,24 @@ void backward(const std::vector<Address>& head, const std::vector<Address>& stre
 // One step of a cell's C++ text on doubles, for the tests that hold it against the Python text.
 template <class C>
 std::vector<std::vector<double>> cell_step(const std::vector<double>& a, const std::vector<double>& s,
-                                           const std::vector<double>& ds) {
-  constexpr int D = C::kGates + C::kSplit, V = C::kTape ? C::kTape : 1, NS = C::kStates;
-  if (a.size() != D || s.size() != NS || ds.size() != NS) throw py::value_error("fastrnn._cpu.step: wrong sizes");
+                                           const std::vector<double>& p, const std::vector<double>& ds) {
+  constexpr int D = C::kGates + C::kSplit, V = C::kTape ? C::kTape : 1, NS = C::kStates, K = C::kParams;
+  if (a.size() != D || s.size() != NS || p.size() != K || ds.size() != NS)
+    throw py::value_error("fastrnn._cpu.step: wrong sizes");
   double av[D], sv[NS], s1[NS], tape[V] = {}, dsv[NS], d[D];
+  std::vector<double> dp(K);
   for (int i = 0; i < D; ++i) av[i] = a[i];
   for (int i = 0; i < NS; ++i) sv[i] = s[i], dsv[i] = ds[i];
-  C::step(av, sv, static_cast<const double*>(nullptr), s1, tape);
-  C::step_backward(tape, sv, s1, static_cast<const double*>(nullptr), dsv, d, static_cast<double*>(nullptr));
-  return {{s1, s1 + NS}, {tape, tape + C::kTape}, {dsv, dsv + NS}, {d, d + D}};
+  C::step(av, sv, p.data(), s1, tape);
+  C::step_backward(tape, sv, s1, p.data(), dsv, d, dp.data());
+  return {{s1, s1 + NS}, {tape, tape + C::kTape}, {dsv, dsv + NS}, {d, d + D}, dp};
 }
 
 std::vector<std::vector<double>> step(const std::string& cell, const std::vector<double>& a,
-                                      const std::vector<double>& s, const std::vector<double>& ds) {
+                                      const std::vector<double>& s, const std::vector<double>& p,
+                                      const std::vector<double>& ds) {
 #define FASTRNN_STEP(C) \
-  if (cell == fastrnn::C::kName) return cell_step<fastrnn::C>(a, s, ds);
+  if (cell == fastrnn::C::kName) return cell_step<fastrnn::C>(a, s, p, ds);
   FASTRNN_FOR_EACH_CELL(FASTRNN_STEP)
 #undef FASTRNN_STEP
   throw py::value_error("fastrnn._cpu.step: unknown cell " + cell);

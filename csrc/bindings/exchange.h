@@ -12,10 +12,10 @@ namespace fastrnn::exchange {
 namespace py = pybind11;
 
 struct CellSizes {
-  int gates, states, tape, dgates;
+  int gates, states, tape, dgates, params;
 };
 
-#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates, C::kTape, C::kGates + C::kSplit},
+#define FASTRNN_SIZES(C) CellSizes{C::kGates, C::kStates, C::kTape, C::kGates + C::kSplit, C::kParams},
 constexpr CellSizes kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_SIZES)};
 #undef FASTRNN_SIZES
 

@@ -67,9 +67,10 @@ py::object quick(const py::dict& parameters, const py::tuple& names, int cell, c
                  const py::object& hx, bool single, bool batch_first, bool grad, bool elsewhere, int threads) {
   Look input, state[2];
   Layer layer;
-  if (!api || cell < 0 || cell >= int(CellId::Count) || !plain(x.ptr(), tensor_type, input)) return py::none();
+  if (!api || cell < 0 || cell >= kCellCount || !plain(x.ptr(), tensor_type, input)) return py::none();
   layer.records = grad && requires_grad(x.ptr());
   const CellSizes sizes = kCells[cell];
+  if (sizes.params) return py::none();
   if (input.t.ndim != (single ? 2 : 3) || !layer.read(parameters.ptr(), names.ptr(), sizes.gates, grad))
     return py::none();
   const int64_t* shape = input.t.shape;

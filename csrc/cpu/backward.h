@@ -16,7 +16,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_,
       Base::rows_;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::K, Base::KV, Base::kNarrow, Base::kRolls;
   using typename Base::V;
   using Sums = WeightGradients<C, T, E>;
 
@@ -49,6 +49,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     }
     dh_ = m.template take<T>(S * B * a_.P);
     dc_ = m.template take<T>(NS > 1 ? S * B * a_.H : 0);
+    if constexpr (C::kParams) dp_ = m.template take<T>(S * B * K * gu_ * W);
     c0_ = m.template take<T>(kNarrow && NS > 1 ? S * B * a_.H : 0);
     total_ = m.template take<O>(projected_ ? S * B * a_.P : 0);
     dm_ = m.template take<T>(projected_ ? S * B * a_.H : 0);
@@ -88,10 +89,13 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     if (a_.dx && !late_) prepare_input(t);
     for (int64_t u = t.units.begin + t.part; projected_ && u < t.units.end; u += plan_.batch)
       w_hr_.pack(w.w_hr, t.s, u);
+    for (int64_t u = t.units.begin + t.part; K && u < t.units.end; u += plan_.batch) Base::prepare_params(t, u);
     for (int64_t j = 0; j < t.count(a_.B); ++j) {
       const int64_t at = t.s * a_.B + t.row(j);
       begin(elements(a_.dhn), at * a_.P, a_.P, t.outs, dh_);
       if (NS > 1) begin(elements(a_.dcn), at * a_.H, a_.H, t.units, dc_);
+      for (int k = 0; k < K; ++k)
+        for (int64_t u = t.units.begin; u < t.units.end; ++u) store(dparam(t.s, t.row(j), k, u), V(T(0)));
       if (kNarrow && NS > 1 && a_.c0) convert(elements(a_.c0) + at * a_.H, a_.H, c0_ + at * a_.H);
     }
   }
@@ -122,8 +126,22 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
     }
     if (a_.gradients && !sums_) sums_of(id).few_rows(at, t.s, gates_at(t.s, 0, 0), t.units, t.outs);
     if (late_) late_input_gradient(t, p, at);
+    if constexpr (C::kParams) add_params(t);
     finish(t);
   }
+
+  // The gradients of the cell's own values: every batch row has its sum over the steps, and those are added up in the
+  // order of the rows, so that the result does not depend on the number of threads.
+  void add_params(const Share& t) {
+    join(t);
+    for (int64_t u = t.units.begin + t.part; u < t.units.end; u += plan_.batch)
+      for (int k = 0; k < K; ++k) {
+        V sum(T(0));
+        for (int64_t b = 0; b < a_.B; ++b) sum = sum + load(dparam(t.s, b, k, u));
+        store(static_cast<E*>(a_.dparams[t.s * K + k]) + u * W, sum, lanes(u, a_.H));
+      }
+  }
+  T* dparam(int64_t s, int64_t b, int k, int64_t u) const { return dp_ + (((s * a_.B + b) * K + k) * gu_ + u) * W; }
 
   // Is dx made after the loop, from the gates of all steps? W_ih then takes the place of W_hh. Worth it where the
   // weight is large, and the gates, which are read from memory again, are not much larger. They lie in `dgates`, or
@@ -234,7 +252,8 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   FASTRNN_INLINE void cell(const Share& t, int64_t row, int64_t previous, int64_t j, int64_t u, E* gates, O* rolled) {
     const int64_t H = a_.H, unit = u * W, b = t.s * a_.B + t.row(j), y = t.s * a_.P + unit;
     const int n = lanes(u, H);
-    V s[NS], s1[NS], ds[NS], tape[C::kTape ? C::kTape : 1], d[D];
+    V s[NS], s1[NS], ds[NS], tape[C::kTape ? C::kTape : 1], d[D], own[KV], dp[KV];
+    if constexpr (C::kParams) Base::load_params(t, u, own);
     const T* saved = static_cast<const T*>(a_.tape) + (t.s * rows_ + row) * C::kTape * H + unit;
     for (int v = 0; v < C::kTape; ++v) tape[v] = load(saved + v * H, n);
     ds[0] = projected_ ? load(dm_ + b * H + unit, n)
@@ -255,7 +274,11 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
                   : previous == -1 && a_.c0 ? load(c0 + b * H + unit, n)
                                             : V(T(0));
     }
-    C::step_backward(tape, s, s1, static_cast<const V*>(nullptr), ds, d, static_cast<V*>(nullptr));
+    C::step_backward(tape, s, s1, K ? own : nullptr, ds, d, K ? dp : nullptr);
+    for (int k = 0; k < K; ++k) {
+      T* sum = dparam(t.s, t.row(j), k, u);
+      store(sum, load(sum) + dp[k]);
+    }
     for (int g = 0; g < D; ++g) {
       store(gates + g * H + unit, d[g], n);
       if (kRolls) store(rolled + g * H + unit, d[g], n);
@@ -313,7 +336,7 @@ class Backward : public Driver<Backward<C, T, E, O>, C, BackwardArgs, T, E, O> {
   ColumnWeights<T, E, O> w_ih_, w_hh_, w_hr_;
   O *total_, *dgates_;
   E* ring_;
-  T *dh_, *dc_, *c0_, *dm_;
+  T *dh_, *dc_, *c0_, *dm_, *dp_ = nullptr;
   Private* privates_;
 };
 

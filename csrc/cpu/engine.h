@@ -2,16 +2,18 @@
 //
 // Symbols: T steps, B batch, I inputs, H units, P outputs (P = H without a projection), S streams
 // (directions), N rows: T * B, or the tokens of a packed batch. G, D, V: the cell's gates, gate
-// gradients and tape. "E" is the storage type of the call, "A" its arithmetic type: float for
-// storage of 16 and 32 bits, double for 64. Every array is contiguous and aligned to its elements.
+// gradients and tape. K: its own values of a unit, such as peepholes. "E" is the storage type of the call, "A" its
+// arithmetic type: float for storage of 16 and 32 bits, double for 64. Every array is contiguous and aligned to its
+// elements.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/list.h"
+
 namespace fastrnn {
 
-enum class CellId : int { Lstm, Gru, RnnTanh, RnnRelu, Count };
 enum class DType : int { Float32, Float64, BFloat16, Float16, Count };
 
 struct StreamWeights {
@@ -33,6 +35,7 @@ struct Problem {
   const uint8_t* resets;         // (N), or null
   const uint8_t* reverse;        // (S)
   const StreamWeights* weights;  // (S)
+  const void* const* params;     // (S * K), each (H)  E
   const void* x;                 // (N, I)     E
   const void* h0;                // (S, B, P)  E, or null for zeros
   const void* c0;                // (S, B, H)  E, or null for zeros
@@ -64,14 +67,15 @@ struct BackwardArgs : Problem {
   void* dh;                          // (S, N, P)    E, with a projection: the whole gradient of h
   void* dx;                          // (S, N, I)    E, each stream's gradient of x, or null when not wanted
   const StreamGradients* gradients;  // (S), or null; with 16-bit storage, for at most kFewRows rows only
+  void* const* dparams;              // (S * K), each (H)  E
 };
 
 using ForwardFunction = void (*)(const ForwardArgs&);
 using BackwardFunction = void (*)(const BackwardArgs&);
 
 struct Kernels {
-  ForwardFunction forward[int(CellId::Count)][int(DType::Count)];
-  BackwardFunction backward[int(CellId::Count)][int(DType::Count)];
+  ForwardFunction forward[kCellCount][int(DType::Count)];
+  BackwardFunction backward[kCellCount][int(DType::Count)];
 };
 
 // Rows (steps x batch) up to which weights are read where they lie, since packing would cost more,

@@ -18,7 +18,7 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
   using Base::a_, Base::plan_, Base::gu_, Base::gp_, Base::batch_, Base::unpacked_, Base::projected_, Base::zero_,
       Base::rows_, Base::chunk_;
   using Base::elements, Base::lanes, Base::meet, Base::steps, Base::time;
-  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::kNarrow, Base::kRolls;
+  using Base::W, Base::G, Base::D, Base::NS, Base::U, Base::KV, Base::kNarrow, Base::kRolls;
   using typename Base::V;
   static constexpr int kBlock = G == 1 ? 4 : 1;  // granules per register tile
 
@@ -78,6 +78,7 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
     const int64_t H = a_.H, P = a_.P;
     for (int64_t u = t.units.begin + t.part; u < t.units.end; u += plan_.batch) {
       prepare_bias(t, u);
+      if constexpr (C::kParams) Base::prepare_params(t, u);
       w_ih_.pack(w.w_ih, t.s, u);
       w_hh_.pack(w.w_hh, t.s, u);
     }
@@ -237,10 +238,11 @@ class Forward : public Driver<Forward<C, T, E, O>, C, ForwardArgs, T, E, O> {
                              const V (&a)[D]) {
     const int64_t unit = u * W, H = a_.H;
     const int n = lanes(u, H);
-    V s[NS], s1[NS], tape[C::kTape ? C::kTape : 1];
+    V s[NS], s1[NS], tape[C::kTape ? C::kTape : 1], own[KV];
+    if constexpr (C::kParams) Base::load_params(t, u, own);
     if (C::kReadsPreviousH) s[0] = load(h + unit, n);
     if (NS > 1) s[NS - 1] = load(p.c[j] + unit, n);
-    C::step(a, s, static_cast<const V*>(nullptr), s1, tape);
+    C::step(a, s, C::kParams ? own : nullptr, s1, tape);
     if (C::kTape && a_.tape) {
       T* out = static_cast<T*>(a_.tape) + (t.s * rows_ + row) * C::kTape * H + unit;
       for (int v = 0; v < C::kTape; ++v) store(out + v * H, tape[v], n);

@@ -40,6 +40,7 @@ class Driver {
  public:
   using V = Vec<T>;
   static constexpr int W = V::kWidth, G = C::kGates, D = G + C::kSplit, NS = C::kStates, U = G - C::kSplit;
+  static constexpr int K = C::kParams, KV = K ? K : 1;    // values of a unit, and room for them
   static constexpr bool kNarrow = !std::is_same_v<T, E>;  // storage narrower than arithmetic
   static constexpr bool kProjects = C::kProjects && std::is_same_v<O, T>;
   static constexpr bool kRolls = !std::is_same_v<O, E>;  // operands are copies of what is stored
@@ -68,6 +69,15 @@ class Driver {
     starts_ = m.take<int64_t>(Steps::room(a_));
     barriers_ = m.take<Barrier>(1 + plan_.threads() + plan_.streams);
     zero_ = m.take<T>((gu_ > gp_ ? gu_ : gp_) * W);
+    if constexpr (C::kParams) params_ = m.take<T>(a_.S * K * gu_ * W);
+  }
+
+  // The cell's own values of a vector of units, in the arithmetic type.
+  void prepare_params(const Share& t, int64_t u) {
+    for (int k = 0; k < K; ++k) store(param(t, k, u), load(elements(a_.params[t.s * K + k]) + u * W, lanes(u, a_.H)));
+  }
+  FASTRNN_INLINE void load_params(const Share& t, int64_t u, V (&p)[KV]) const {
+    for (int k = 0; k < K; ++k) p[k] = load(param(t, k, u));
   }
 
   Steps steps() const { return Steps(a_, starts_); }
@@ -87,9 +97,11 @@ class Driver {
   bool unpacked_, projected_;
   int64_t* starts_ = nullptr;
   Barrier* barriers_ = nullptr;
-  T* zero_ = nullptr;
+  T *zero_ = nullptr, *params_ = nullptr;
 
  private:
+  T* param(const Share& t, int k, int64_t u) const { return params_ + ((t.s * K + k) * gu_ + u) * W; }
+
   static bool run(const A& a, Plan p) {
     Loop loop(a, p);
     Carver measure(nullptr);

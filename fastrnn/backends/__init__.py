@@ -126,8 +126,8 @@ def _choose(query: Query, name: str, settings: Any) -> Choice:
 
 def unsupported(candidate: Backend, query: Query) -> str | None:
     """Why `candidate` cannot run `query`, or None if it can."""
-    if CELLS[query.cell].params and candidate is not REFERENCE:
-        return "it has no per-unit parameters, such as peepholes; the reference does"
+    if CELLS[query.cell].params and not candidate.takes_params:
+        return "it takes no cells with per-unit parameters, such as peepholes"
     return candidate.unsupported(query)
 
 

@@ -49,6 +49,17 @@ def unflatten(flat: Sequence[Tensor | None]) -> tuple[Weights, ...]:
     return tuple([Weights(*flat[i : i + FIELDS]) for i in range(0, len(flat), FIELDS)])  # type: ignore[arg-type]
 
 
+Params = tuple[tuple[Tensor, ...], ...]  # per stream the cell's per-unit parameters, (H,) each; () without
+
+
+def split_flat(cell: Cell, flat: Sequence[Any], streams: int) -> tuple[tuple[Weights, ...], Params]:
+    """Weights and per-unit parameters from the end of a `Call.flat`, where they stand."""
+    if not cell.params:
+        return unflatten(flat), ()
+    end, n = FIELDS * streams, cell.params
+    return unflatten(flat[:end]), tuple([tuple(flat[i : i + n]) for i in range(end, end + n * streams, n)])
+
+
 class Call(NamedTuple):
     """One layer's recurrence: everything that a backend is given."""
 
@@ -60,7 +71,7 @@ class Call(NamedTuple):
     lengths: Tensor | None = None  # (B,) integers on x's device
     batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, not increasing, the first of them B
     resets: Tensor | None = None  # bool (T, B), or (N,) with batch_sizes; false beyond a row's length
-    params: tuple[tuple[Tensor, ...], ...] = ()  # per stream the cell's per-unit parameters, (H,) each; () without
+    params: Params = ()
 
     @property
     def single_step(self) -> bool:
@@ -84,6 +95,18 @@ class Call(NamedTuple):
     def rows(self) -> tuple[int, ...]:
         """The leading sizes of x and y: (T, B), or (N,)."""
         return tuple(self.x.shape[:-1])
+
+    @property
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """All tensors that may have gradients: x, the states, the streams' weights, their per-unit parameters."""
+        flat = (self.x, *self.states, *flatten(self.weights))
+        return flat if not self.params else flat + tuple([p for own in self.params for p in own])
+
+    def with_flat(self, flat: Sequence[Any]) -> Call:
+        """This call with other tensors in the place of those in `flat`."""
+        first = 1 + len(self.states)
+        weights, params = split_flat(self.cell, flat[first:], len(self.weights))
+        return self._replace(x=flat[0], states=tuple(flat[1:first]), weights=weights, params=params)
 
     def initial(self) -> tuple[Tensor, ...]:
         """The initial states, zeros written out."""
@@ -138,6 +161,8 @@ class Gradients(NamedTuple):
     # Where the backend has made them already:
     dx: Tensor | None = None  # like x
     dweights: tuple[Weights, ...] | None = None  # like the weights, None where not needed
+    # Always of the backend's making:
+    dparams: Params = ()  # like the per-unit parameters
 
 
 class Query(NamedTuple):
@@ -168,6 +193,7 @@ class Backend:
     name: str
     ragged_layouts: tuple[str, ...] = ("padded",)  # the forms of ragged batches that it takes
     takes_single_steps = False  # and calls of the form that they have
+    takes_params = False  # and cells with per-unit parameters
     differentiable = False  # forward is made of PyTorch operations and autograd does the rest
 
     def unsupported(self, query: Query) -> str | None:
@@ -217,7 +243,8 @@ class Backend:
     ) -> Gradients:
         """Gradients at the gates. `y` is forward's output; `last` allows to overwrite `saved.tape`.
 
-        `needed` says which inputs want a gradient: x, each state of the cell, then each stream's weights.
+        `needed` says which inputs want a gradient: x, each state of the cell, each stream's weights, then each
+        stream's per-unit parameters.
         `dc` (S, N, H) is the gradient of the second state at every step. With `gates` the caller makes the
         weights' gradients from `dgates`, whatever `needed` says of them.
         """

@@ -19,9 +19,7 @@ from torch import Tensor
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved, Weights
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-CODES = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
-
-
+CODES: dict[str, int] = {}  # of the engine's cells, in the order of csrc/cells/list.h; empty until `load`
 _CONTIGUOUS = torch.contiguous_format
 _ZEROS = (None, None)  # initial states that are not there: the engine starts from zero
 
@@ -30,15 +28,18 @@ _ZEROS = (None, None)  # initial states that are not there: the engine starts fr
 def load() -> tuple[ModuleType | None, str]:
     """The compiled engine, or None and why it is not there."""
     try:
-        return importlib.import_module("fastrnn._cpu"), ""
+        engine = importlib.import_module("fastrnn._cpu")
     except ImportError as error:
         return None, f"the C++ engine is not installed ({error}); reinstall fastrnn with a C++17 compiler"
+    CODES.update({name: code for code, name in enumerate(engine.cells())})
+    return engine, ""
 
 
 class Cpu(Backend):
     name = "cpu"
     ragged_layouts = ("packed",)
     takes_single_steps = True
+    takes_params = True
 
     def unsupported(self, query: Query) -> str | None:
         engine, why_not = load()
@@ -47,7 +48,7 @@ class Cpu(Backend):
         if query.device != "cpu":
             return f"the engine runs on CPU tensors, these are on {query.device}"
         if query.cell not in CODES:
-            return f"the engine has no {query.cell}: csrc/cells does not"
+            return f"the engine has no {query.cell}: csrc/cells had not when it was compiled"
         if not (query.I and query.H):
             return "the engine needs at least one feature and one unit"
         if query.dtype not in _DTYPES:
@@ -58,7 +59,7 @@ class Cpu(Backend):
         cell, x, weights = call.cell, call.x, call.weights
         rows, out = weights[0].w_hh.shape
         hidden, streams = rows // cell.gates, len(weights)
-        head, flat, _keep = _describe(call, hidden, out)
+        head, flat, params, _keep = _describe(call, hidden, out)
         batch = head[1]
         c_n = None
         if call.batch_sizes is None and x.dim() == 2:
@@ -73,14 +74,14 @@ class Cpu(Backend):
         finals = (h_n,) if c_n is None else (h_n, c_n)
         addresses = (y.data_ptr(), h_n.data_ptr(), 0 if c_n is None else c_n.data_ptr())
         if not save:
-            _engine().forward(head, flat, *addresses, 0, 0, 0)
+            _engine().forward(head, flat, params, *addresses, 0, 0, 0)
             return Result(y, finals)
         kind = torch.float64 if x.dtype is torch.float64 else torch.float32
         tokens = y.numel() // (streams * out)
         tape = save == GATES and cell.tape
         sizes = (tape * hidden, (c_n is not None) * hidden, (tape and weights[0].w_hr is not None) * hidden)
         saved = Saved._make([x.new_empty(streams, tokens, n, dtype=kind) if n else None for n in sizes])
-        _engine().forward(head, flat, *addresses, *[0 if a is None else a.data_ptr() for a in saved])
+        _engine().forward(head, flat, params, *addresses, *[0 if a is None else a.data_ptr() for a in saved])
         return Result(y, finals, saved)
 
     def backward(
@@ -100,7 +101,7 @@ class Cpu(Backend):
         cell, streams, x = call.cell, len(call.weights), call.x
         hidden, out = call.hidden, call.out
         rows = y.numel() // (streams * out)
-        head, weights, _keep = _describe(call, hidden, out)
+        head, weights, params, _keep = _describe(call, hidden, out)
         # The engine adds up in the type of the weights: with 16 bits few rows only, or too much would be lost.
         narrow = y.dtype in (torch.bfloat16, torch.float16)
         few = call.weights[0].w_hr is None and call.batch_sizes is None and rows <= _engine().few_rows
@@ -122,10 +123,12 @@ class Cpu(Backend):
         results = (dgates, dh0, dc0, dh, dx)
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
         into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w]
-        _engine().backward(head, weights, *addresses, into)
+        dparams = tuple([tuple([torch.empty_like(p, memory_format=_CONTIGUOUS) for p in own]) for own in call.params])
+        of_params = [d.data_ptr() for own in dparams for d in own]
+        _engine().backward(head, weights, params, *addresses, into, of_params)
         if dx is not None:
             dx = (dx[0] if streams == 1 else dx.sum(0)).view(x.shape)
-        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx, dweights)
+        return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx, dweights, dparams)
 
     def info(self) -> dict[str, Any]:
         engine, why_not = load()
@@ -161,12 +164,12 @@ def _address(a: Tensor) -> int:
     return address
 
 
-def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], list[Tensor]]:
+def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], list[int], list[Tensor]]:
     """The call's sizes and addresses, in the order of `Call` in csrc/bindings/cpu.cpp.
 
-    The tensors that come third keep the memory behind copies, made of what is not contiguous.
+    The tensors that come last keep the memory behind copies, made of what is not contiguous.
     """
-    cell, x, states, weights, reverse, _, sizes, resets, _ = call
+    cell, x, states, weights, reverse, _, sizes, resets, params = call
     keep: list[Tensor] = []
     pointers = []
     for a in (sizes, resets, x, *(states or _ZEROS)):
@@ -198,4 +201,5 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
                 keep.append(a)
             streams.append(_address(a))
         streams.append(backwards)
-    return head, streams, keep
+    own = [p.contiguous() for stream in params for p in stream]
+    return head, streams, list(map(_address, own)), keep + own

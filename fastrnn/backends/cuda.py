@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fastrnn.backends import meeting
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
-from fastrnn.backends.cpu import CODES
 from fastrnn.backends.padding import Sizes, padded, two
 from fastrnn.backends.triton import precision
 from fastrnn.cells import CELLS, Cell
@@ -58,8 +57,8 @@ class Cuda(Backend):
             return why_not
         if self._device == "cuda" and not torch.cuda.is_available():
             return "there is no GPU"
-        if query.cell not in CODES:
-            return f"the kernels have no {query.cell}: csrc/cells does not"
+        if query.cell not in module.cells:
+            return f"the kernels have no {query.cell}: csrc/cells had not when they were compiled"
         if query.dtype not in _NUMBERS:
             return f"the kernels have no {query.dtype}"
         if query.P != query.H:

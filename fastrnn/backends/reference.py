@@ -13,6 +13,7 @@ from fastrnn.backends.base import STATES, Backend, Call, Query, Result, Saved, W
 
 class Reference(Backend):
     name = "reference"
+    takes_params = True
     differentiable = True
 
     def unsupported(self, query: Query) -> str | None:

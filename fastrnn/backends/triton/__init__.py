@@ -29,6 +29,7 @@ _UNMEASURED = (
 class Triton(Backend):
     name = "triton"
     ragged_layouts = ("padded", "packed")
+    takes_params = True
 
     def unsupported(self, query: Query) -> str | None:
         if query.device == "cuda" or (query.device == "cpu" and device.interpreted()):
@@ -120,8 +121,8 @@ class Triton(Backend):
             trail = None if dc is None else dc.contiguous()
             kept = (y, saved.c, y if tape is None else tape)
             douts = (dy.contiguous(), ends, trail)
-            launch.backward(call, shape, _plan(call, shape, True), *kept, *douts, dgates, dstates)
-        return Gradients(dgates, dstates)
+            dparams = launch.backward(call, shape, _plan(call, shape, True), *kept, *douts, dgates, dstates)
+        return Gradients(dgates, dstates, dparams=dparams)
 
     def info(self) -> dict[str, Any]:
         kind = "cpu" if device.interpreted() else "cuda"

@@ -5,6 +5,7 @@ Tensors of a launch, contiguous but for what is said; symbols as in `fastrnn.bac
     XG (S, N, XW*H)   x W_ih^T + b_ih in its first G blocks; forward leaves the tape in its first V, backward takes it
     W (S, G*H, H), BIAS (S, G*H)   W_hh and b_hh
     H0, C0, HN, CN, DHN, DCN, DH0, DC0 (S, B, H)   states at both ends, and their gradients
+    P (S, NP, H)      the per-unit parameters; DP (S, batch tiles, NP, H) fp32, the tiles' parts of their gradients
     Y, DY (N, S*H)    C, DC (S, N, H)   DG (S, N, D*H), which may lie where the tape does
     LENGTHS (B,)      OFFSETS (T,) first rows of the steps of a packed batch    RESETS uint8, a row each
 
@@ -54,6 +55,7 @@ def shape_of(call: Call, precision: str) -> Shape:
     flags = {
         "G": call.cell.gates,
         "NS": call.cell.states,
+        "NP": call.cell.params,
         "V": call.cell.tape,
         "S": S,
         "GIVEN": bool(call.states),
@@ -84,6 +86,11 @@ def recurrent(call: Call, field: str) -> Tensor | None:
     return parts[0].contiguous() if len(parts) == 1 else torch.stack(parts)
 
 
+def own_values(call: Call) -> Tensor:
+    """The cell's per-unit parameters of all streams, (S, NP, H); some other tensor without."""
+    return torch.stack([torch.stack(own) for own in call.params]) if call.params else call.x
+
+
 def forward(
     call: Call,
     shape: Shape,
@@ -97,8 +104,8 @@ def forward(
     """Fill y, the final states, c if it is given, and the tape over xg."""
     cell, x = call.cell, call.x
     bias, states = recurrent(call, "b_hh"), _pair(call.states, x)
-    tensors = [xg, recurrent(call, "w_hh"), x if bias is None else bias, *states, y, *_pair(finals, x)]
-    tensors.append(x if c is None else c)
+    weights = (recurrent(call, "w_hh"), x if bias is None else bias, own_values(call))
+    tensors = [xg, *weights, *states, y, *_pair(finals, x), x if c is None else c]
     flags = {
         **shape.flags,
         "STEP": _compiled(cell.step),
@@ -122,13 +129,18 @@ def backward(
     dc: Tensor | None,
     dgates: Tensor,
     dstates: tuple[Tensor, ...],
-) -> None:
-    """Fill dgates and, where the call has initial states, dstates."""
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Fill dgates and, where the call has initial states, dstates; return the gradients of the per-unit parameters."""
     cell, x = call.cell, call.x
     dh_n, dc_n = (*dfinals, None)[:2]
     given = (y, c, tape, dy, dh_n, dc_n, dc)
-    tensors = [recurrent(call, "w_hh"), *_pair(call.states, x), *[x if a is None else a for a in given]]
-    tensors += [dgates, *_pair(dstates, x)]
+    weights = (recurrent(call, "w_hh"), own_values(call))
+    tensors = [*weights, *_pair(call.states, x), *[x if a is None else a for a in given]]
+    parts = x  # each batch tile's part of the sums over the rows
+    if call.params:
+        sizes = (shape.S, -(-shape.B // plan.BB), cell.params, shape.H)
+        parts = torch.zeros(sizes, dtype=torch.float32, device=x.device)
+    tensors += [dgates, *_pair(dstates, x), parts]
     flags = {
         **shape.flags,
         "STEP_BACKWARD": _compiled(cell.step_backward),
@@ -140,6 +152,7 @@ def backward(
         "TRAIL": dc is not None,
     }
     _launch("backward", plan, shape, tensors, flags, shape.T + bool(call.states))
+    return tuple([own.unbind() for own in parts.sum(1).to(x.dtype)]) if call.params else ()
 
 
 @functools.lru_cache(maxsize=64)

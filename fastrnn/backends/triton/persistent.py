@@ -12,6 +12,7 @@ import triton.language as tl
 from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
+    add_sums,
     advance,
     fed_back,
     final_gradients,
@@ -22,13 +23,14 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
+    own_values,
     retreat,
     rows_at,
     through_memory,
     write,
     write_gradients,
 )
-from fastrnn.backends.triton.values import dot, load_n, where_n, wide_n, zeros_n
+from fastrnn.backends.triton.values import add_n, dot, load_n, where_n, wide_n, zeros_n
 
 
 @triton.jit
@@ -74,9 +76,9 @@ def stationary(W, units, H, OUT: tl.constexpr, IN: tl.constexpr, G: tl.constexpr
 
 @triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"], do_not_specialize_on_alignment=MASKS)
 def forward(
-    XG, W, BIAS, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR, T, B, N, H, reverse, limit,
-    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
-    BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, NK: tl.constexpr, GIVEN: tl.constexpr,
+    XG, W, BIAS, P, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR, T, B, N, H, reverse, limit,
+    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, XW: tl.constexpr,
+    S: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, NK: tl.constexpr, GIVEN: tl.constexpr,
     BIASED: tl.constexpr, RAGGED: tl.constexpr, PACKED: tl.constexpr, RESET: tl.constexpr, SAVE_C: tl.constexpr,
     SAVE_TAPE: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -91,6 +93,7 @@ def forward(
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     longest = T
     if RAGGED:
@@ -124,7 +127,7 @@ def forward(
             r = sums
         if RESET:
             s = where_n(keep[:, None], s, zeros_n(s[0], NS), NS)
-        s, tape = advance(wide_n(x, G), r, s, live, STEP, NS, RAGGED, FAST)
+        s, tape = advance(wide_n(x, G), r, s, p, live, STEP, NS, RAGGED, FAST)
         s = spoil(s, limit > 0, NS)
         write(Y, C, XG, row, units, live, rows, s, tape, B, H, S, NS, V, XW, RAGGED, PACKED, SAVE_C, SAVE_TAPE)
         arrive(ARRIVED)
@@ -156,9 +159,9 @@ def through(
 
 @triton.jit(do_not_specialize=["T", "B", "N", "reverse", "limit"], do_not_specialize_on_alignment=MASKS)
 def backward(
-    W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR,
+    W, P, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, DP, LENGTHS, OFFSETS, RESETS, ARRIVED, ERROR,
     T, B, N, H, reverse, limit,
-    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
+    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
     SPLIT: tl.constexpr, XW: tl.constexpr, S: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     NK: tl.constexpr, GIVEN: tl.constexpr, HAS_DH: tl.constexpr, HAS_DC: tl.constexpr, TRAIL: tl.constexpr,
     RAGGED: tl.constexpr, PACKED: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
@@ -172,16 +175,19 @@ def backward(
     DC += stream * N * H
     Y += stream * H
     DY += stream * H
+    DP += (stream * tl.num_programs(0) + tl.program_id(0)) * (NP * H)
     ARRIVED += stream * tl.num_programs(0) + tl.program_id(0)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     longest = T
     if RAGGED:
         longest = tl.max(length, 0)
     w = stationary(W + stream * (G * H * H), units, H, 1, H, G, NK, BK)
+    dps = zeros_n(tl.zeros([BB, BN], tl.float32), NP)
     ds = final_gradients(DHN + state, DCN + state, rows, units, B, H, NS, HAS_DH, HAS_DC)
     t = (1 - backwards) * (longest - 1)
     row = rows_at(OFFSETS, t, rows, longest > 0, B, PACKED)
@@ -210,14 +216,17 @@ def backward(
         if RESET:
             dh = tl.where(kept_done[:, None], dh, 0.0)
         ds = add_first(ds, dh, NS)
-        dx, dr, ds = retreat(tape, s, new, ds, live, keep, STEP_BACKWARD, G, NS, RAGGED, RESET, FAST)
+        dx, dr, ds, dp = retreat(tape, s, new, p, ds, live, keep, STEP_BACKWARD, G, NS, NP, RAGGED, RESET, FAST)
         dx, dr = spoil(dx, limit > 0, G), spoil(dr, limit > 0, G)
+        if NP > 0:
+            dps = add_n(dps, dp, NP)
         written = rows < B
         if PACKED:
             written = live
         write_gradients(DG, row, units, written, dx, dr, H, G, SPLIT, D)
         arrive(ARRIVED)
         new = before
+    add_sums(DP, spoil(dps, limit > 0, NP), units, H, NP)
     if GIVEN:
         limit = wait(ARRIVED, ERROR, tl.num_programs(1) * longest, limit)
         # Not `through`: a second use of the weights kept makes the compiler move them all to registers.

@@ -13,6 +13,7 @@ import triton.language as tl
 from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
+    add_sums,
     advance,
     final_gradients,
     finish,
@@ -22,20 +23,21 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
+    own_values,
     retreat,
     rows_at,
     write,
     write_gradients,
 )
-from fastrnn.backends.triton.values import dot, load_n, narrow, where_n, wide_n, zeros_n
+from fastrnn.backends.triton.values import add_n, dot, load_n, narrow, where_n, wide_n, zeros_n
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def forward(
-    XG, W, BIAS, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
-    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
-    BB: tl.constexpr, HP: tl.constexpr, GIVEN: tl.constexpr, BIASED: tl.constexpr, RAGGED: tl.constexpr,
-    PACKED: tl.constexpr, RESET: tl.constexpr, SAVE_C: tl.constexpr, SAVE_TAPE: tl.constexpr,
+    XG, W, BIAS, P, H0, C0, Y, HN, CN, C, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
+    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, XW: tl.constexpr,
+    S: tl.constexpr, BB: tl.constexpr, HP: tl.constexpr, GIVEN: tl.constexpr, BIASED: tl.constexpr,
+    RAGGED: tl.constexpr, PACKED: tl.constexpr, RESET: tl.constexpr, SAVE_C: tl.constexpr, SAVE_TAPE: tl.constexpr,
     PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     stream = tl.program_id(1)
@@ -48,6 +50,7 @@ def forward(
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.arange(0, HP)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     longest = T
     if RAGGED:
@@ -77,7 +80,7 @@ def forward(
             if BIASED:
                 product += bias[g][None, :]
             r = r + (product,)
-        s, tape = advance(x, r, s, live, STEP, NS, RAGGED, FAST)
+        s, tape = advance(x, r, s, p, live, STEP, NS, RAGGED, FAST)
         write(Y, C, XG, here, units, live, rows, s, tape, B, H, S, NS, V, XW, RAGGED, PACKED, SAVE_C, SAVE_TAPE)
     finish(HN + state, CN + state, rows, units, s, B, H, NS)
     if RAGGED and not PACKED:  # steps that no row of the tile has
@@ -89,8 +92,8 @@ def forward(
 
 @triton.jit(do_not_specialize=["T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def backward(
-    W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
-    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
+    W, P, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, DP, LENGTHS, OFFSETS, RESETS, T, B, N, H, reverse,
+    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
     SPLIT: tl.constexpr, XW: tl.constexpr, S: tl.constexpr, BB: tl.constexpr, HP: tl.constexpr, GIVEN: tl.constexpr,
     HAS_DH: tl.constexpr, HAS_DC: tl.constexpr, TRAIL: tl.constexpr, RAGGED: tl.constexpr, PACKED: tl.constexpr,
     RESET: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
@@ -104,15 +107,18 @@ def backward(
     DC += stream * N * H
     Y += stream * H
     DY += stream * H
+    DP += (stream * tl.num_programs(0) + tl.program_id(0)) * (NP * H)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.arange(0, HP)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     longest = T
     if RAGGED:
         longest = tl.max(length, 0)
     w = load_n(W + stream * (G * H * H) + units[:, None] * H + units[None, :], H * H, mine[:, None] & mine[None, :], G)
+    dps = zeros_n(tl.zeros([BB, HP], tl.float32), NP)
     ds = final_gradients(DHN + state, DCN + state, rows, units, B, H, NS, HAS_DH, HAS_DC)
     t = (1 - backwards) * (longest - 1)
     row = rows_at(OFFSETS, t, rows, longest > 0, B, PACKED)
@@ -132,7 +138,9 @@ def backward(
             edge = (live & (there == 0))[:, None] & mine[None, :]
             first = initial(H0 + state, C0 + state, rows, units, edge, H, NS, GIVEN)
             s = where_n(there[:, None], before, first, NS)
-        dx, dr, ds = retreat(tape, s, new, ds, live, keep, STEP_BACKWARD, G, NS, RAGGED, RESET, FAST)
+        dx, dr, ds, dp = retreat(tape, s, new, p, ds, live, keep, STEP_BACKWARD, G, NS, NP, RAGGED, RESET, FAST)
+        if NP > 0:
+            dps = add_n(dps, dp, NP)
         written = rows < B
         if PACKED:
             written = live
@@ -144,6 +152,7 @@ def backward(
             dh = tl.where(keep[:, None], dh, 0.0)
         ds = add_first(ds, dh, NS)
         new = before
+    add_sums(DP, dps, units, H, NP)
     if GIVEN:
         finish(DH0 + state, DC0 + state, rows, units, ds, B, H, NS)
     if RAGGED and not PACKED:

@@ -5,6 +5,7 @@
     t              the time step; position k of the loop is t = k forward, longest - 1 - k in reverse
     row      [BB]  int64, where (t, rows) lies: t * B + rows, or OFFSETS[t] + rows in a packed batch
     s, ds          tuples of the cell's states and of their gradients, fp32 [BB, n]
+    p, dp          tuples of its NP per-unit parameters, fp32 [1, n], and of their gradients [BB, n], a row each
 
 Tensors are those of `fastrnn.backends.triton.launch`, already moved to the stream. Loads of rows that are not
 live give zeros. Where the batch is padded, y, c and the gradients at the gates are written as zero there.
@@ -16,6 +17,7 @@ import triton.language as tl
 
 from fastrnn.backends.triton.values import (
     dot,
+    load_n,
     narrow,
     sigmoid,
     store_n,
@@ -24,6 +26,7 @@ from fastrnn.backends.triton.values import (
     where,
     where_n,
     wide,
+    wide_n,
     zeros_n,
 )
 
@@ -113,12 +116,18 @@ def fed_back(
 
 
 @triton.jit
-def advance(x, r, s, live, STEP: tl.constexpr, NS: tl.constexpr, RAGGED: tl.constexpr, FAST: tl.constexpr):
+def own_values(P, units, H, NP: tl.constexpr):
+    """The cell's per-unit parameters, from (NP, H)."""
+    return wide_n(load_n(P + units[None, :], H, (units < H)[None, :], NP), NP)
+
+
+@triton.jit
+def advance(x, r, s, p, live, STEP: tl.constexpr, NS: tl.constexpr, RAGGED: tl.constexpr, FAST: tl.constexpr):
     """One step; rows that are not live keep their state."""
     if FAST:
-        new, tape = STEP(x, r, s, (), sigmoid, tanh_approx, where)
+        new, tape = STEP(x, r, s, p, sigmoid, tanh_approx, where)
     else:
-        new, tape = STEP(x, r, s, (), sigmoid, tanh, where)
+        new, tape = STEP(x, r, s, p, sigmoid, tanh, where)
     if RAGGED:
         new = where_n(live[:, None], new, s, NS)
     return new, tape
@@ -213,33 +222,36 @@ def retreat(
     tape,
     s,
     new,
+    p,
     ds,
     live,
     keep,
     STEP_BACKWARD: tl.constexpr,
     G: tl.constexpr,
     NS: tl.constexpr,
+    NP: tl.constexpr,
     RAGGED: tl.constexpr,
     RESET: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """The derivative of one step: dx, dr and ds without the part that goes through r."""
+    """The derivative of one step: dx, dr, ds without the part that goes through r, and dp."""
     if RESET:
         s = where_n(keep[:, None], s, zeros_n(s[0], NS), NS)
     own = ds
     if RAGGED:
         own = where_n(live[:, None], ds, zeros_n(s[0], NS), NS)
     if FAST:
-        dx, dr, before, _ = STEP_BACKWARD(tape, s, new, (), own, sigmoid, tanh_approx, where)
+        dx, dr, before, dp = STEP_BACKWARD(tape, s, new, p, own, sigmoid, tanh_approx, where)
     else:
-        dx, dr, before, _ = STEP_BACKWARD(tape, s, new, (), own, sigmoid, tanh, where)
+        dx, dr, before, dp = STEP_BACKWARD(tape, s, new, p, own, sigmoid, tanh, where)
     if RAGGED:
         before = where_n(live[:, None], before, ds, NS)
         dx = where_n(live[:, None], dx, zeros_n(dx[0], G), G)
         dr = where_n(live[:, None], dr, zeros_n(dr[0], G), G)
+    dp = where_n(live[:, None], dp, zeros_n(ds[0], NP), NP)
     if RESET:
         before = where_n(keep[:, None], before, zeros_n(before[0], NS), NS)
-    return dx, dr, before
+    return dx, dr, before, dp
 
 
 @triton.jit
@@ -260,6 +272,15 @@ def through_memory(
             w = tl.load(at, mask=(ks < H)[:, None] & (units < H)[None, :], other=0.0)
             dh = dot(d, w, dh, PRECISION)
     return dh
+
+
+@triton.jit
+def add_sums(DP, dp, units, H, NP: tl.constexpr):
+    """Adds the sums over the rows to this program's part of the parameters' gradients, (NP, H)."""
+    for g in tl.static_range(NP):
+        at = DP + g * H + units
+        mask = units < H
+        tl.store(at, tl.load(at, mask=mask, other=0.0) + tl.sum(dp[g], 0), mask=mask)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 from fastrnn.backends.triton.steps import (
     MASKS,
     add_first,
+    add_sums,
     advance,
     fed_back,
     final_gradients,
@@ -21,6 +22,7 @@ from fastrnn.backends.triton.steps import (
     inside,
     kept,
     lengths_of,
+    own_values,
     retreat,
     rows_at,
     through_memory,
@@ -32,9 +34,9 @@ from fastrnn.backends.triton.values import dot, load_n, store_n, where_n, wide, 
 
 @triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def forward(
-    XG, W, BIAS, H0, C0, Y, HN, CN, C, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
-    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, S: tl.constexpr,
-    BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GIVEN: tl.constexpr, BIASED: tl.constexpr,
+    XG, W, BIAS, P, H0, C0, Y, HN, CN, C, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
+    STEP: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, XW: tl.constexpr,
+    S: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GIVEN: tl.constexpr, BIASED: tl.constexpr,
     RAGGED: tl.constexpr, PACKED: tl.constexpr, RESET: tl.constexpr, SAVE_C: tl.constexpr, SAVE_TAPE: tl.constexpr,
     PRECISION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -49,6 +51,7 @@ def forward(
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     t = k + backwards * (T - 1 - 2 * k)
     live = t < length
@@ -85,7 +88,7 @@ def forward(
         s = where_n(keep[:, None], s, zeros_n(s[0], NS), NS)
     row = rows_at(OFFSETS, t, rows, t >= 0, B, PACKED)
     x = wide_n(load_n(XG + row[:, None] * (XW * H) + units[None, :], H, live[:, None] & mine[None, :], G), G)
-    s, tape = advance(x, r, s, live, STEP, NS, RAGGED, FAST)
+    s, tape = advance(x, r, s, p, live, STEP, NS, RAGGED, FAST)
     write(Y, C, XG, row, units, live, rows, s, tape, B, H, S, NS, V, XW, RAGGED, PACKED, SAVE_C, SAVE_TAPE)
     store_n(at, stride, s, mask, NS)
     if k == T - 1:
@@ -94,8 +97,8 @@ def forward(
 
 @triton.jit(do_not_specialize=["k", "T", "B", "N", "reverse"], do_not_specialize_on_alignment=MASKS)
 def backward(
-    W, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
-    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
+    W, P, H0, C0, Y, C, TAPE, DY, DHN, DCN, DC, DG, DH0, DC0, DP, S32, LENGTHS, OFFSETS, RESETS, k, T, B, N, H, reverse,
+    STEP_BACKWARD: tl.constexpr, G: tl.constexpr, NS: tl.constexpr, NP: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
     SPLIT: tl.constexpr, XW: tl.constexpr, S: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     GIVEN: tl.constexpr, HAS_DH: tl.constexpr, HAS_DC: tl.constexpr, TRAIL: tl.constexpr, RAGGED: tl.constexpr,
     PACKED: tl.constexpr, RESET: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, LAST: tl.constexpr,
@@ -110,11 +113,13 @@ def backward(
     DC += stream * N * H
     Y += stream * H
     DY += stream * H
+    DP += (stream * tl.num_programs(0) + tl.program_id(0)) * (NP * H)
     W += stream * (G * H * H)
     state = tl.cast(stream, tl.int64) * B * H
     rows = tl.program_id(0) * BB + tl.arange(0, BB)
     units = tl.program_id(1) * BN + tl.arange(0, BN)
     mine = units < H
+    p = own_values(P + stream * (NP * H), units, H, NP)
     mask = (rows < B)[:, None] & mine[None, :]
     length = lengths_of(LENGTHS, rows, T, B, RAGGED)
     t = (1 - backwards) * (T - 1) + k * (2 * backwards - 1)
@@ -151,9 +156,10 @@ def backward(
             edge = (live & (there == 0))[:, None] & mine[None, :]
             s = where_n(there[:, None], s, initial(H0 + state, C0 + state, rows, units, edge, H, NS, GIVEN), NS)
         keep = kept(RESETS, OFFSETS, t, rows, length, T, backwards, B, RESET, PACKED)
-        dx, dr, ds = retreat(tape, s, new, ds, live, keep, STEP_BACKWARD, G, NS, RAGGED, RESET, FAST)
+        dx, dr, ds, dp = retreat(tape, s, new, p, ds, live, keep, STEP_BACKWARD, G, NS, NP, RAGGED, RESET, FAST)
         written = rows < B
         if PACKED:
             written = live
         write_gradients(DG, row, units, written, dx, dr, H, G, SPLIT, D)
+        add_sums(DP, dp, units, H, NP)
         store_n(at, stride, ds, mask, NS)

@@ -89,6 +89,14 @@ def zeros_n(like, N: tl.constexpr):
 
 
 @triton.jit
+def add_n(a, b, N: tl.constexpr):
+    out = ()
+    for g in tl.static_range(N):
+        out = out + (a[g] + b[g],)
+    return out
+
+
+@triton.jit
 def where_n(c, a, b, N: tl.constexpr):
     out = ()
     for g in tl.static_range(N):
