@@ -22,17 +22,18 @@ def test_both_texts_agree(cell):
     for seed in range(50):
         g = torch.Generator().manual_seed(seed)
         draw = lambda n, g=g: [torch.randn((), generator=g, dtype=torch.float64) * 2 for _ in range(n)]  # noqa: E731
-        x, r, s, ds = draw(cell.gates), draw(cell.gates), draw(cell.states), draw(cell.states)
+        x, r, s, ds, p = draw(cell.gates), draw(cell.gates), draw(cell.states), draw(cell.states), draw(cell.params)
         functions = (torch.sigmoid, torch.tanh, torch.where)
-        s1, tape = cell.step(x, r, s, (), *functions)
-        dx, dr, ds0, _ = cell.step_backward(tape, s, s1, (), ds, *functions)
+        s1, tape = cell.step(x, r, s, p, *functions)
+        dx, dr, ds0, dp = cell.step_backward(tape, s, s1, p, ds, *functions)
         # The engine's pre-activations: x + r of the plain gates, then x of the split ones, then their r.
         plain = [g for g in range(cell.gates) if g not in cell.split]
         assert cell.split in ((), (cell.gates - 1,)), "the C++ struct has its split gates last"
         a = [x[g] + r[g] for g in plain] + [x[g] for g in cell.split] + [r[g] for g in cell.split]
-        want = (s1, tape, ds0, [*dx, *(dr[g] for g in cell.split)])
-        got = ENGINE.step(cell.name, *([float(v) for v in values] for values in (a, s, ds)))
-        for what, g, w in zip(("states", "tape", "state gradients", "gate gradients"), got, want, strict=True):
+        want = (s1, tape, ds0, [*dx, *(dr[g] for g in cell.split)], dp)
+        got = ENGINE.step(cell.name, *([float(v) for v in values] for values in (a, s, p, ds)))
+        names = ("states", "tape", "state gradients", "gate gradients", "parameter gradients")
+        for what, g, w in zip(names, got, want, strict=True):
             values = torch.tensor([float(v) for v in w], dtype=torch.float64)
             found = torch.tensor(g, dtype=torch.float64)
             torch.testing.assert_close(found, values, rtol=1e-12, atol=1e-14, msg=lambda m, w=what: f"{w}: {m}")
@@ -128,9 +129,9 @@ POINTERS = [1] * 13  # of backward; the ninth is dgates
 )
 def test_malformed_calls_are_refused(head, stream):
     with pytest.raises(ValueError, match="malformed"):
-        ENGINE.forward(head, stream, 0, 0, 0, 0, 0, 0)
+        ENGINE.forward(head, stream, [], 0, 0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="malformed"):
-        ENGINE.backward(head, stream, *POINTERS, [])
+        ENGINE.backward(head, stream, [], *POINTERS, [], [])
 
 
 def test_malformed_gradients_and_steps_are_refused():
@@ -145,11 +146,17 @@ def test_malformed_gradients_and_steps_are_refused():
         ([*HEAD[:7], 2, *HEAD[8:]], nowhere, [0] * 5),
     ):
         with pytest.raises(ValueError, match="malformed"):
-            ENGINE.backward(head, STREAM, *pointers, gradients)
+            ENGINE.backward(head, STREAM, [], *pointers, gradients, [])
+    with pytest.raises(ValueError, match="malformed"):
+        ENGINE.forward(HEAD, STREAM, [1], *[0] * 6)  # an LSTM has no values of its own
+    with pytest.raises(ValueError, match="malformed"):
+        ENGINE.backward(HEAD, STREAM, [], *POINTERS, [0] * 5, [1])
     with pytest.raises(ValueError, match="wrong sizes"):
-        ENGINE.step("lstm", [0.0], [0.0], [0.0])
+        ENGINE.step("lstm", [0.0], [0.0], [], [0.0])
+    with pytest.raises(ValueError, match="wrong sizes"):
+        ENGINE.step("lstm", [0.0] * 4, [0.0] * 2, [0.0], [0.0] * 2)
     with pytest.raises(ValueError, match="unknown cell"):
-        ENGINE.step("elman", [0.0], [0.0], [0.0])
+        ENGINE.step("elman", [0.0], [0.0], [], [0.0])
 
 
 def test_what_the_engine_does_not_run_goes_elsewhere():

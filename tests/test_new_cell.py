@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import re
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
-from docs_support import python_blocks, unchanged
-from support import B, H, I, T, assert_equal
+from new_cell_support import NAME, page, peephole
+from support import B, H, I, T, assert_equal, leaves
 from test_cells import FUNCTIONS, random_arguments
+from torch.export import Dim
+from torch.func import functional_call, grad, vmap
+from torch.library import opcheck
 
 import fastrnn
 from fastrnn.backends import BACKENDS
-from fastrnn.cells import CELLS
+from fastrnn.backends.cpu import CODES
 
-PAGE = Path(__file__).parent.parent / "docs" / "adding-a-cell.md"
-
-
-@pytest.fixture
-def page(monkeypatch):
-    """The names that the page's code makes, and its cell in the registry."""
-    module = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", module)  # where torch.compile looks for a function's globals
-    scope = vars(module)
-    with unchanged(CELLS):
-        for block in python_blocks(PAGE):
-            exec(compile(block, str(PAGE), "exec"), scope)
-        yield scope
-
-
-def peephole(page, *args, **kwargs):
-    """A module of fp64 whose peepholes are not zero."""
-    module = page["PeepholeLSTM"](*args, dtype=torch.float64, **kwargs)
-    with torch.no_grad():
-        for p in module.peepholes:
-            p.normal_()
-    return module
+__all__ = ["page"]
+WITHOUT = [n for n, b in BACKENDS.items() if not b.takes_params]
 
 
 def loop(x, w_ih, w_hh, b, p, keep, live):
@@ -116,10 +96,19 @@ def test_with_peepholes_at_zero_it_is_an_lstm(page):
         assert torch.equal(module(x)[0], plain(x)[0])
 
 
-@pytest.mark.parametrize("name", [n for n in BACKENDS if n != "reference"])
-def test_other_backends_refuse_it_with_the_reason(page, name):
+@pytest.mark.parametrize("name", WITHOUT)
+def test_backends_that_take_no_parameters_refuse_it_with_the_reason(page, name):
     module = page["PeepholeLSTM"](I, H, backend=name)
-    with pytest.raises(RuntimeError, match=f"'{name}' cannot run this call: it has no per-unit parameters"):
+    with pytest.raises(
+        RuntimeError, match=f"'{name}' cannot run this call: it takes no cells with per-unit parameters"
+    ):
+        module(torch.randn(T, B, I))
+
+
+@pytest.mark.skipif(not CODES, reason="the engine is not built")
+def test_the_engine_refuses_a_cell_that_it_was_compiled_without(page):
+    module = page["PeepholeLSTM"](I, H, backend="cpu")
+    with pytest.raises(RuntimeError, match="the engine has no lstm_peephole: csrc/cells had not when it was compiled"):
         module(torch.randn(T, B, I))
     assert fastrnn.explain(page["PeepholeLSTM"](I, H), torch.randn(T, B, I)).backend is BACKENDS["reference"]
 
@@ -159,13 +148,101 @@ def test_parameters_for_a_cell_that_has_none_are_refused(monkeypatch):
         module(torch.randn(T, B, I))
 
 
-def test_autocast_leaves_its_parameters_as_they_are(page):
+def test_autocast_casts_its_parameters_with_the_weights(page):
     module, x = page["PeepholeLSTM"](I, H), torch.randn(T, B, I)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module(x)[0].dtype is torch.bfloat16
+        y = module(x)[0]
+    assert y.dtype is torch.bfloat16
+    y.float().sum().backward()
+    assert module.peepholes[0].grad.dtype is torch.float32
 
 
-def test_it_does_not_compile_without_its_peepholes(page):
-    compiled = torch.compile(page["PeepholeLSTM"](I, H), backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match="per-unit parameters cannot be compiled"):
-        compiled(torch.randn(T, B, I))
+def test_parameters_alone_may_ask_for_their_gradient(page):
+    module, x = peephole(page, I, H), torch.randn(T, B, I, dtype=torch.float64)
+    module(x)[0].sum().backward()
+    want = module.peepholes[0].grad.clone()
+    module.requires_grad_(False)
+    module.peepholes[0].requires_grad_().grad = None
+    module(x)[0].sum().backward()
+    assert_equal("peepholes", module.peepholes[0].grad, want)
+    module.peepholes[0].grad = None
+    for empty in (x[:0], x[:, :0]):
+        module(empty)[0].sum().backward()
+        assert not module.peepholes[0].grad.any()
+
+
+@pytest.mark.parametrize("keywords", [(), ("lengths", "resets")], ids=["plain", "ragged"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_it_compiles_in_one_graph(page, keywords, dynamic):
+    torch._dynamo.reset()
+    module = peephole(page, I, H, num_layers=2, bidirectional=True)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    given = {"lengths": torch.tensor([T, 2, 0, 5, 1]), "resets": torch.rand(T, B) < 0.3}
+    given = {k: given[k] for k in keywords}
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    parameters = dict(module.named_parameters())
+    found = []
+    for f in (compiled, module):
+        outs = leaves(f(x, **given))
+        found.append([*outs, *torch.autograd.grad([o.square().sum() for o in outs], (x, *parameters.values()))])
+    for name, a, b in zip(("y", "h", "c", "x", *parameters), *found, strict=True):
+        assert_equal(name, a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")  # torch's own use
+def test_it_exports_with_symbolic_sizes(page):
+    module = peephole(page, I, H, bidirectional=True)
+    shapes = {"input": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    program = torch.export.export(module, (torch.randn(T, B, I, dtype=torch.float64),), dynamic_shapes=shapes)
+    for steps, batch in ((T, B), (3, 2)):
+        x = torch.randn(steps, batch, I, dtype=torch.float64)
+        for name, a, b in zip(("y", "h", "c"), leaves(program.module()(x)), leaves(module(x)), strict=True):
+            assert_equal(name, a, b)
+
+
+def arguments(backend, reverse=(False, True), grad=True):
+    """Those of the op, for a small call: H = 5."""
+    draw = lambda *size: torch.randn(*size, dtype=torch.float64).requires_grad_(grad)  # noqa: E731
+    weights = [draw(*size) for _ in reverse for size in ((20, 3), (20, 5), (20,), (20,))]
+    params = [draw(5) for _ in reverse for _ in range(3)]
+    states = [draw(len(reverse), 3, 5) for _ in range(2)]
+    return NAME, backend, draw(4, 3, 3), states, weights + params, list(reverse), None, None, None
+
+
+def check_op(backend):
+    call = arguments(backend)
+    opcheck(torch.ops.fastrnn.forward, (*call, "gates", False))
+    with torch.no_grad():
+        y, finals, saved, _ = torch.ops.fastrnn.forward(*call, "gates", False)
+    douts = [torch.randn_like(a).requires_grad_() for a in (y, *finals)]
+    needed = [True] * (1 + len(call[3]) + len(call[4]))
+    opcheck(torch.ops.fastrnn.backward, (*call, y, saved, douts, [True] * 3, needed))
+
+
+def test_opcheck(page):
+    check_op("reference")
+
+
+def per_sample(module, x):
+    """Gradients of every parameter for each batch row alone: by vmap of grad, and by a loop."""
+    parameters = {k: p.detach() for k, p in module.named_parameters()}
+
+    def loss(own, row):
+        return functional_call(module, own, (row.unsqueeze(1),))[0].square().sum()
+
+    got = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
+    rows = [grad(loss)(parameters, row) for row in x.unbind(1)]
+    return got, {k: torch.stack([row[k] for row in rows]) for k in parameters}
+
+
+def test_gradients_of_each_sample(page):
+    got, want = per_sample(peephole(page, I, H), torch.randn(T, 3, I, dtype=torch.float64))
+    for name, w in want.items():
+        assert_equal(name, got[name], w)
+    assert want["peepholes.0"].any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_is_refused_with_the_way_out(page):
+    with pytest.raises(RuntimeError, match=r"torch.nn has no lstm_peephole; use torch.export"):
+        torch.jit.trace(page["PeepholeLSTM"](I, H), (torch.randn(T, B, I),))

@@ -1,4 +1,7 @@
-"""A cell that the kernels have never seen, from its Python text alone: the LSTM whose forget gate is 1 - i."""
+"""Cells that the kernels have never seen, from their Python text alone.
+
+The LSTM whose forget gate is 1 - i, and the one of docs/adding-a-cell.md, which has parameters of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import pytest
 import torch
 import triton_support
 from docs_support import unchanged
-from engine_support import Case
-from triton_support import SCHEDULES, Form, assert_parity, call_of
+from engine_support import Case, assert_same_bits
+from new_cell_support import NAME, page
+from triton_support import SCHEDULES, TRITON, Form, assert_parity, call_of, run
 
+import fastrnn
 from fastrnn.cells import CELLS, Cell
+
+__all__ = ["page"]
 
 triton_support.require()
 
@@ -45,3 +52,34 @@ def test_outputs_and_gradients_are_the_references(schedule, monkeypatch):
     monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", schedule)
     case = Case("lstm_coupled", T=5, B=3, H=17, reverse=(False, True), resets=True)
     assert_parity(call_of(case, Form(padded=True), torch.float32), f"coupled, {schedule}")
+
+
+PEEPHOLE = {
+    "padded": (Case(NAME, T=5, B=3, H=17, reverse=(False, True), resets=True), Form(padded=True)),
+    "packed": (Case(NAME, T=5, B=4, H=17, reverse=(True,), lengths=True, resets=True), Form()),
+    "tiles": (Case(NAME, T=2, B=19, H=37, bias=False), Form(stateless=True)),  # of rows, and of units
+}
+
+
+@pytest.mark.usefixtures("poisoned", "page")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("form", PEEPHOLE)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_parameters_per_unit(schedule, form, dtype, monkeypatch):
+    monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", schedule)
+    case, how = PEEPHOLE[form]
+    assert_parity(call_of(case, how, dtype), f"peephole, {schedule}, {form}")
+
+
+@pytest.mark.usefixtures("poisoned", "page")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_sums_do_not_change_from_run_to_run(schedule, monkeypatch):
+    monkeypatch.setenv("FASTRNN_TRITON_SCHEDULE", schedule)
+    call = call_of(*PEEPHOLE["tiles"], torch.float32)
+    assert_same_bits(schedule, run(call, backend=TRITON), run(call, backend=TRITON))
+
+
+def test_auto_takes_a_cell_that_torch_does_not_have(page):
+    query = fastrnn.backends.Query(NAME, "cuda", torch.float32, 5, 3, 11, 19, 19, 1)
+    assert TRITON.passed_over(query) is None
+    assert TRITON.passed_over(query._replace(cell="lstm")) is not None

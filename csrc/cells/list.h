@@ -7,11 +7,3 @@
 #include "cells/rnn.h"
 
 #define FASTRNN_FOR_EACH_CELL(DO) DO(Lstm) DO(Gru) DO(RnnTanh) DO(RnnRelu)
-
-namespace fastrnn {
-
-#define FASTRNN_ONE(C) +1
-constexpr int kCellCount = 0 FASTRNN_FOR_EACH_CELL(FASTRNN_ONE);
-#undef FASTRNN_ONE
-
-}  // namespace fastrnn

@@ -14,6 +14,10 @@
 
 namespace fastrnn {
 
+#define FASTRNN_ONE(C) +1
+constexpr int kCellCount = 0 FASTRNN_FOR_EACH_CELL(FASTRNN_ONE);
+#undef FASTRNN_ONE
+
 enum class DType : int { Float32, Float64, BFloat16, Float16, Count };
 
 struct StreamWeights {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved
+from fastrnn.backends.native import NATIVE
 from fastrnn.backends.triton import device, launch, plan, precision, tuning, watchdog
 from fastrnn.cells import CELLS
 
@@ -54,8 +55,8 @@ class Triton(Backend):
         return None
 
     def passed_over(self, query: Query) -> str | None:
-        if query.resets or query.trail or query.lengths:
-            return None  # torch.nn has none of these, or makes the host wait for the device
+        if query.lengths or NATIVE.unsupported(query) is not None:
+            return None  # torch.nn makes the host wait for the device, or cannot run it
         faster = tuning.faster_than_native(query, precision.of(query.dtype))
         if faster is None:
             return _UNMEASURED
