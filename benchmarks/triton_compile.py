@@ -111,6 +111,7 @@ def launch_of(entry: Entry, how: Plan, T: int = 3) -> None:
         lengths=torch.zeros(B, dtype=torch.int64) if "lengths" in form else None,
         batch_sizes=torch.full((T,), B) if "packed" in form else None,
         resets=torch.zeros(lead, dtype=torch.bool) if "resets" in form else None,
+        params=tuple(tuple(empty(H) for _ in range(cell.params)) for _ in range(S)) if cell.params else (),
     )
     shape = launch.shape_of(call, precision)
     y, c = empty(*lead, S * H), torch.empty(S, T * B, H) if cell.states > 1 else None

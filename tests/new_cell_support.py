@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from docs_support import python_blocks, unchanged
+from docs_support import unchanged
 
 from fastrnn.backends import clear_choices
 from fastrnn.cells import CELLS
@@ -25,10 +25,17 @@ def page(monkeypatch):
     monkeypatch.setitem(sys.modules, "page", module)  # where torch.compile looks for a function's globals
     scope = vars(module)
     with unchanged(CELLS):
-        for block in python_blocks(PAGE):
-            exec(compile(block, str(PAGE), "exec"), scope)
+        exec(compile(code(), str(PAGE), "exec"), scope)
         clear_choices()
         yield scope
+
+
+def code() -> str:
+    """The page's Python on the lines where it stands there, from which Triton reads a function's text."""
+    text, out = PAGE.read_text(), ""
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        out += "\n" * (text.count("\n", 0, block.start(1)) - out.count("\n")) + block[1]
+    return out
 
 
 def sources() -> dict[str, str]:

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from new_cell_support import NAME, page
 
 from benchmarks import triton_compile as tables
 from fastrnn.backends.triton import device, launch
@@ -14,6 +15,7 @@ if importlib.util.find_spec("triton") is None:
 if device.interpreted():
     pytest.skip("needs the compiler, not the interpreter", allow_module_level=True)
 
+__all__ = ["page"]
 ENTRIES = tables.entries()
 STEPWISE_PLAN = plans.Plan(plans.STEPWISE, 16, 32, 64, 4)
 SPILLED = 256  # bytes a thread: eight times 32 bytes, none of them in the innermost loop's products
@@ -36,6 +38,18 @@ def test_what_a_kernel_needs(entry, monkeypatch):
     table = tables.table()
     if triton.__version__ == table["triton"]:
         assert list(needs) == table["kernels"][str(entry)]
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("schedule", plans.SCHEDULES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_cell_with_parameters_of_its_own(schedule, direction):
+    H = 32 if schedule == plans.RESIDENT else 256
+    entry = tables.Entry(NAME, "bf16", H, 16, schedule, direction, 90, 1, "lengths+resets+trail")
+    chosen, _ = plans.plan(tables.problem_of(entry), tables.DEVICES[entry.arch], schedule)
+    needs = tables.needs_of(tables.compile_entry(entry, chosen))
+    assert needs.registers * 32 * chosen.warps <= 65536
+    assert needs.spilled <= SPILLED
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
