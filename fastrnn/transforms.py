@@ -64,9 +64,7 @@ class Meta(NamedTuple):
     def call(self, masks: Any, flat: Any) -> Call:
         n = 1 + self.states
         weights, params = split_flat(self.cell, flat[n:], len(self.reverse))
-        lengths, batch_sizes, resets = masks
-        of_call = (self.reverse, lengths, batch_sizes, resets, params)
-        return Call(self.cell, flat[0], tuple(flat[1:n]), weights, *of_call)
+        return Call(self.cell, flat[0], tuple(flat[1:n]), weights, self.reverse, masks[0], masks[1], masks[2], params)
 
 
 class _Forward(torch.autograd.Function):

@@ -79,7 +79,8 @@ def compiled(tmp_path_factory):
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     (path,) = build.glob("_cpu.*.so")
-    spec = importlib.util.spec_from_file_location("fastrnn._cpu", path)
+    # Another name: pybind11 makes one module of a name.
+    spec = importlib.util.spec_from_file_location("with_page._cpu", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -80,6 +80,6 @@ def test_the_sums_do_not_change_from_run_to_run(schedule, monkeypatch):
 
 
 def test_auto_takes_a_cell_that_torch_does_not_have(page):
-    query = fastrnn.backends.Query(NAME, "cuda", torch.float32, 5, 3, 11, 19, 19, 1)
+    query = fastrnn.backends.Query(NAME, "cpu", torch.float32, 5, 3, 11, 19, 19, 1)
     assert TRITON.passed_over(query) is None
     assert TRITON.passed_over(query._replace(cell="lstm")) is not None

@@ -99,8 +99,8 @@ class Call(NamedTuple):
     @property
     def flat(self) -> tuple[Tensor | None, ...]:
         """All tensors that may have gradients: x, the states, the streams' weights, their per-unit parameters."""
-        flat = (self.x, *self.states, *flatten(self.weights))
-        return flat if not self.params else flat + tuple([p for own in self.params for p in own])
+        flat = (self.x, *self.states, *[w for stream in self.weights for w in stream])
+        return flat + tuple([p for own in self.params for p in own]) if self.params else flat
 
     def with_flat(self, flat: Sequence[Any]) -> Call:
         """This call with other tensors in the place of those in `flat`."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.backends.base import GATES, Backend, Call, Gradients, Query, Result, Saved, Weights
+from fastrnn.backends.base import GATES, Backend, Call, Gradients, Params, Query, Result, Saved, Weights
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CODES: dict[str, int] = {}  # of the engine's cells, in the order of csrc/cells/list.h; empty until `load`
@@ -123,9 +123,12 @@ class Cpu(Backend):
         results = (dgates, dh0, dc0, dh, dx)
         addresses = [0 if a is None else a.data_ptr() for a in arguments + results]
         into = [0 if a is None else a.data_ptr() for w in dweights or () for a in w]
-        dparams = tuple([tuple([torch.empty_like(p, memory_format=_CONTIGUOUS) for p in own]) for own in call.params])
-        of_params = [d.data_ptr() for own in dparams for d in own]
-        _engine().backward(head, weights, params, *addresses, into, of_params)
+        dparams: Params = ()
+        if params:
+            dparams = tuple(
+                [tuple([torch.empty_like(p, memory_format=_CONTIGUOUS) for p in own]) for own in call.params]
+            )
+        _engine().backward(head, weights, params, *addresses, into, [d.data_ptr() for own in dparams for d in own])
         if dx is not None:
             dx = (dx[0] if streams == 1 else dx.sum(0)).view(x.shape)
         return Gradients(dgates, dstates, dh, m if m is None else m.to(y.dtype), dx, dweights, dparams)
@@ -201,5 +204,7 @@ def _describe(call: Call, hidden: int, out: int) -> tuple[list[int], list[int], 
                 keep.append(a)
             streams.append(_address(a))
         streams.append(backwards)
+    if not params:
+        return head, streams, [], keep
     own = [p.contiguous() for stream in params for p in stream]
     return head, streams, list(map(_address, own)), keep + own
