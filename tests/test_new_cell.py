@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from engine_support import Case, make_call, outputs
 from new_cell_support import NAME, page, peephole
 from support import B, H, I, T, assert_equal, leaves
 from test_cells import FUNCTIONS, random_arguments
@@ -14,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.library import opcheck
 
 import fastrnn
+from fastrnn import onnx
 from fastrnn.backends import BACKENDS
 from fastrnn.backends.cpu import CODES
 
@@ -240,6 +242,14 @@ def test_gradients_of_each_sample(page):
     for name, w in want.items():
         assert_equal(name, got[name], w)
     assert want["peepholes.0"].any()
+
+
+def test_onnx_has_it_as_a_scan(page):
+    """The operations that torch.onnx.export translates, run by torch; tests/test_onnx.py runs what it makes of them."""
+    call = make_call(Case(NAME, reverse=(False, True), resets=True), grad=False)
+    result = onnx.forward(call, False)
+    for name, a, b in zip(("y", "h", "c"), (result.y, *result.finals), outputs(call, reference=True), strict=True):
+        assert_equal(name, a, b)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -22,7 +22,7 @@ from fastrnn.backends import cpu
 from fastrnn.cells import CELLS
 
 pytestmark = [
-    pytest.mark.slow,  # a minute of compiling C++
+    pytest.mark.slow,  # half a minute of compiling C++
     pytest.mark.skipif(importlib.util.find_spec("cmake") is None, reason="needs cmake, ninja and pybind11 to compile"),
 ]
 __all__ = ["page"]
@@ -69,6 +69,7 @@ def compiled(tmp_path_factory):
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
         "FASTRNN_BASELINE_ONLY": "ON",
+        "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",  # a third of the time: the calls are small
     }
     build = tree / "build"
     jobs = os.environ.get("OMP_NUM_THREADS", "2")

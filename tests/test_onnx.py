@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from export_support import ALL, CELLS, SIZES, Model, cell_dims, cell_inputs
+from new_cell_support import page, peephole
 from support import B, H, I, T, assert_equal, both, leaves
 from torch import nn
 from torch.export import Dim
@@ -20,6 +21,7 @@ pytestmark = [  # what torch does within
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
 ]
+__all__ = ["page"]
 OPERATORS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 LOOPS = {*OPERATORS.values(), "Scan"}
 
@@ -179,3 +181,10 @@ def test_the_exporter_of_torchscript():
     made = onnx.load_from_string(file.getvalue())
     assert operators(made) == ["GRU"]
     check(made, model, lambda *size: (torch.randn(*size, I),))
+
+
+def test_a_cell_with_parameters_of_its_own(page):
+    module = peephole(page, I, H, dtype=torch.float32, bidirectional=True)
+    made = exported(module, (torch.randn(T, B, I),), ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},))
+    assert operators(made) == ["Scan", "Scan"]
+    check(made, module, lambda steps, batch: (torch.randn(steps, batch, I),))
