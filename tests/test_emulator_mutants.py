@@ -5,16 +5,14 @@ A changed copy of csrc is compiled for one cell and number type and linked with 
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import emulator_build
 import pytest
-from emulator_support import EMULATOR, ROOT, needs_emulator
+from emulator_support import ROOT, needs_emulator
 
 pytestmark = [needs_emulator, pytest.mark.slow]
 FORWARD, FORWARD_TILE, FORWARD_STATE = "forward.cuh", "forward_tile.cuh", "forward_state.cuh"
@@ -135,26 +133,13 @@ for forward, backward, hidden in shapes:
 """
 
 
-def build(folder: Path, changed: tuple[str, str, str] | None, direction: str = "forward") -> Path:
+def changed(folder: Path, change: tuple[str, str, str] | None, direction: str = "forward") -> Path:
     """The emulator with one kernel of the changed text; its folder."""
-    made = Path(EMULATOR.__file__)
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
-    if changed is not None:
-        path = folder / "csrc" / "cuda" / changed[0]
-        text = path.read_text()
-        assert changed[1] in text, f"{changed[0]} has no {changed[1]!r}"
-        path.write_text(text.replace(changed[1], changed[2]))
-    source = f"{direction}_Lstm_Bf16.cpp"
-    commands = json.loads((made.parent / "compile_commands.json").read_text())
-    entry = next(c for c in commands if c["file"].endswith(source))
-    words = shlex.split(entry["command"].replace(str(ROOT / "csrc"), str(folder / "csrc")))
-    own = folder / "mutant.o"
-    words[words.index("-o") + 1] = str(own)
-    subprocess.run(words, check=True, cwd=entry["directory"])
-    objects = [p for p in (made.parent / "CMakeFiles" / "_emulator.dir").rglob("*.o") if not p.name.startswith(source)]
-    subprocess.run(
-        [words[0], "-shared", "-o", str(folder / made.name), str(own), *map(str, objects), "-ldl"], check=True
-    )
+    copy = emulator_build.sources(folder)
+    if change is not None:
+        file, old, new = change
+        emulator_build.replace(copy / "cuda" / file, old, new)
+    emulator_build.build(folder, [f"{direction}_Lstm_Bf16.cpp"])
     return folder
 
 
@@ -169,10 +154,10 @@ def outcome(folder: Path, kernel: str) -> str:
 
 @pytest.mark.parametrize("kernel", ["1", "2"])
 def test_the_right_kernels_pass(tmp_path, kernel):
-    assert outcome(build(tmp_path, None), kernel) == ""
+    assert outcome(changed(tmp_path, None), kernel) == ""
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(tmp_path, name):
     direction = "backward" if "backward: " in name else "forward"
-    assert outcome(build(tmp_path, MUTANTS[name], direction), "2" if name.startswith("K2") else "1")
+    assert outcome(changed(tmp_path, MUTANTS[name], direction), "2" if name.startswith("K2") else "1")

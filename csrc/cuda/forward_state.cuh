@@ -1,6 +1,8 @@
 // Forward: the states that a thread carries in registers from step to step, and the cell's step itself.
 #pragma once
 
+#include "cuda/layout.h"
+#include "cuda/number.cuh"
 #include "cuda/rows.cuh"
 
 namespace fastrnn {
@@ -9,7 +11,7 @@ namespace fastrnn {
 template <class F, class Cell>
 struct Carried {
   float s[Cell::kStates][F::kRows / 8][F::kOwn];
-  float bias[Cell::kSplit + 1][F::kOwn];
+  float bias[Cell::kSplit + 1][F::kOwn], params[Cell::kParams + 1][F::kOwn];
 
   FASTRNN_DEVICE void load(const F& f, const Rows& rows) {
     using T = typename F::T;
@@ -21,6 +23,12 @@ struct Carried {
         bias[k][e] =
             f.p.bias && f.owner() && u < f.H
                 ? ptx::to_float(static_cast<const T*>(f.p.bias)[(size_t(f.stream) * Cell::kSplit + k) * f.H + u])
+                : 0.0f;
+#pragma unroll
+      for (int k = 0; k < Cell::kParams; ++k)
+        params[k][e] =
+            f.owner() && u < f.H
+                ? ptx::to_float(static_cast<const T*>(f.p.params)[(size_t(f.stream) * Cell::kParams + k) * f.H + u])
                 : 0.0f;
 #pragma unroll
       for (int n = 0; n < F::kRows / 8; ++n)
@@ -40,14 +48,14 @@ struct Carried {
                            typename F::T* h, int h_row) {
     using T = typename F::T;
     using Math = typename F::Math;
-    constexpr int G = Cell::kGates, X = Cell::kSplit, V = Cell::kTape;
+    constexpr int G = Cell::kGates, X = Cell::kSplit, V = Cell::kTape, K = Cell::kParams;
     const int t = rows.time(n_step);
 #pragma unroll
     for (int n = 0; n < F::kRows / 8; ++n)
 #pragma unroll
       for (int e = 0; e < F::kOwn; ++e) {
         const int u = f.unit(e), b = f.row(n, e);
-        Math a[G + X], before[Cell::kStates], after[Cell::kStates], tape[V ? V : 1];
+        Math a[G + X], before[Cell::kStates], after[Cell::kStates], tape[V ? V : 1], own_params[K + 1];
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           const float x = ptx::to_float(stage[(g * F::kRows + b) * f.at.row + u]), r = f.take(own[g][n][e], g, n, e);
@@ -58,7 +66,9 @@ struct Carried {
         }
 #pragma unroll
         for (int k = 0; k < Cell::kStates; ++k) before[k] = Math(s[k][n][e]);
-        Cell::step(a, before, static_cast<const Math*>(nullptr), after, tape);
+#pragma unroll
+        for (int k = 0; k < K; ++k) own_params[k] = Math(params[k][e]);
+        Cell::step(a, before, own_params, after, tape);
         const bool live = t < f.lengths[b];
 #pragma unroll
         for (int k = 0; k < Cell::kStates; ++k) s[k][n][e] = live ? plain(after[k]) : s[k][n][e];
@@ -70,7 +80,8 @@ struct Carried {
         if (n_step + 1 < rows.last && rows.cut(rows.time(n_step + 1), b))
 #pragma unroll
           for (int k = 0; k < Cell::kStates; ++k) s[k][n][e] = 0.0f;
-        h[b * h_row + u] = F::operand(s[0][n][e]);
+        // Units of the padding are kept from the others: their zero weights make NaN of an infinite h.
+        h[b * h_row + u] = f.unit0 + u < f.p.n.hidden ? F::operand(s[0][n][e]) : T{};
       }
   }
 

@@ -173,7 +173,7 @@ struct Forward {
     for (int i = in_group; i < kRows * kChunks; i += kGroup) {
       const int c = i % kChunks * kChunk, b = i / kChunks;
       *reinterpret_cast<Words*>(to + b * width() + c) =
-          *meeting.failed ? Words{~0u, ~0u, ~0u, ~0u} : *reinterpret_cast<const Words*>(send + b * at.row + c);
+          meeting.failed ? Words{~0u, ~0u, ~0u, ~0u} : *reinterpret_cast<const Words*>(send + b * at.row + c);
     }
   }
 
@@ -182,7 +182,6 @@ struct Forward {
     constexpr int kAtOnce = 4;  // chunks of a thread under way
     const int chunks = width() / kChunk;
     const auto* values = reinterpret_cast<const Words*>(meeting.values(false, kRows * width() * sizeof(T)));
-    const bool failed = *meeting.failed;
 #pragma unroll 1
     for (int b = threadIdx.x / 32; b < kRows; b += blockDim.x / 32)
 #pragma unroll 1
@@ -192,7 +191,7 @@ struct Forward {
         Words v[kAtOnce];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k)
-          if (c + k * 32 < chunks) v[k] = failed ? Words{~0u, ~0u, ~0u, ~0u} : ptx::load_far(from + k * 32);
+          if (c + k * 32 < chunks) v[k] = meeting.failed ? Words{~0u, ~0u, ~0u, ~0u} : ptx::load_far(from + k * 32);
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k)
           if (c + k * 32 < chunks) to[k * 32] = v[k];

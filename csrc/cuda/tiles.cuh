@@ -34,7 +34,7 @@ FASTRNN_DEVICE void each_tile(const Args& p, const Steps& steps) {
   FASTRNN_SHARED(memory);
   Weights weights;
   if constexpr (F::kGrid) {
-    Group group(p.meeting, p.n.blocks, reinterpret_cast<int*>(memory));
+    Group group(p.meeting, p.n.blocks);
     const int tiles = (p.n.B + F::kRows - 1) / F::kRows, first = group.number * p.meeting.items;
 #pragma unroll 1
     for (int i = first; i < first + p.meeting.items && i < p.n.S * tiles; ++i) {
