@@ -73,13 +73,12 @@ def test_a_wait_beyond_the_last_one_changes_nothing(emulated):
 
 @needs_races
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("backward", [False, True])
-def test_the_threads_of_a_block_agree_without_a_race(emulated, cell, backward):
-    """Two of three blocks give up at the only exchange, after which nothing is sent that a late peer might read."""
+def test_the_threads_of_a_block_agree_without_a_race(emulated, cell):
+    """Two of three blocks give up at the only exchange of a forward, after which nobody reads what was sent."""
     backend = emulated("fp32")
     backend.asked = K2
-    backend.forced = {False: (3, 8), True: (3, 11)}
-    launch = results(backend, make(Case(cell, T=1 if backward else 2, B=5, I=3, H=40), "fp32"), backward)
+    backend.forced = {False: (3, 8)}
+    launch = results(backend, make(Case(cell, T=2, B=5, I=3, H=40), "fp32"), False)
     for seed in range(6):
         EMULATOR.schedule(seed=seed, races=True, resident=1)
         assert any(a.isnan().any() for a in launch())

@@ -44,6 +44,7 @@ class Cuda(Backend):
     """Runs on `device`, with the module that `module` loads: that of the GPU, or in tests the emulator's."""
 
     name = "cuda"
+    takes_params = True
 
     def __init__(self, module: Callable[[], Module] = load, device: str = "cuda") -> None:
         self._module, self._device = module, device
