@@ -42,17 +42,18 @@ needs_races = pytest.mark.skipif(
 class Emulated(Cuda):
     """The backend on CPU tensors; `forced` says what the plan must choose, by direction."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda: (EMULATOR, ""), "cpu")
+    def __init__(self, module: Any = EMULATOR) -> None:
+        super().__init__(lambda: (module, ""), "cpu")
+        self.module = module
         self.forced: dict[bool, tuple[int, int]] = {}  # (blocks, variant)
         self.asked: dict[str, int] = {}  # of the plan: kernel, groups, warps
 
     def plan(
         self, cell: str, number: int, backward: bool, streams: int, batch: int, hidden: int, index: int = 0
     ) -> Any:
-        code, (blocks, variant) = EMULATOR.cells.index(cell), self.forced.get(backward, (0, -1))
+        code, (blocks, variant) = self.module.cells.index(cell), self.forced.get(backward, (0, -1))
         limits = self._limits(index)
-        return EMULATOR.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant, **self.asked)
+        return self.module.plan(code, number, backward, streams, batch, hidden, limits, blocks, variant, **self.asked)
 
 
 NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}

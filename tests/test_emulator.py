@@ -11,6 +11,7 @@ COPIES = [float(i + 1) for i in range(384)]
 KERNELS = {
     "neighbours": ({}, [float((i + 1) % 96) for i in range(96)]),
     "lanes": ({}, [float(i // 32 * 32 + (i + 1) % 32) for i in range(96)]),
+    "votes": ({}, [2.0] * 96),
     "copies": (
         {"input": COPIES},
         [
@@ -31,6 +32,7 @@ BUGS = [
     ("neighbours", 2, "bar.sync 0: "),  # counts that differ
     ("lanes", 1, None),  # no __syncwarp
     ("lanes", 2, "deadlock"),  # a lane at another barrier
+    ("votes", 1, "bar."),  # another barrier of the same number
     ("copies", 1, "cp.async in flight"),  # no wait
     ("copies", 2, None),  # no barrier after it
     ("copies", 3, "not committed"),

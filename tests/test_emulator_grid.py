@@ -250,7 +250,7 @@ def test_a_module_by_name(emulated):
 def test_no_memory_to_meet_in_is_refused(emulated):
     plan = EMULATOR.plan(0, 0, False, 1, 5, 24, EMULATOR.limits(0), **K2)
     with pytest.raises(ValueError, match="no memory to meet in"):
-        EMULATOR.forward(plan, 0, 0, [1, 5, 24, 1, 0], [0] * 15, 0, 4)
+        EMULATOR.forward(plan, 0, 0, [1, 5, 24, 1, 0, 24], [0] * 16, 0, 4)
 
 
 @pytest.mark.parametrize("cell", CELLS)

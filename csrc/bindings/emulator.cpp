@@ -13,15 +13,15 @@ PYBIND11_MODULE(_emulator, module) {
   fastrnn::bind_gpu(module);
   module.def(
       "schedule",
-      [](uint64_t seed, bool races, int resident) {
-        simt::Options& options = fastrnn::emulator_options();
-        options.seed = seed, options.races = races, options.resident = resident;
+      [](uint64_t seed, bool races, int resident, int64_t in_vain) {
+        fastrnn::emulator_options() = {seed, resident, races, in_vain};
       },
       "How the launches to come are scheduled.", py::arg("seed") = 0, py::arg("races") = false,
-      py::arg("resident") = 1 << 30);
+      py::arg("resident") = 1 << 30, py::arg("in_vain") = -1);
   module.def("stats", [] {
     const simt::Stats& s = fastrnn::emulator_stats();
-    return py::dict(py::arg("switches") = s.switches, py::arg("products") = s.products, py::arg("stores") = s.stores);
+    return py::dict(py::arg("switches") = s.switches, py::arg("products") = s.products, py::arg("stores") = s.stores,
+                    py::arg("waits") = s.waits);
   });
 #if defined(FASTRNN_DETECTS_RACES)
   module.attr("detects_races") = true;

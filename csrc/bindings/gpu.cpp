@@ -17,15 +17,16 @@ T* at(Address a) {
   return reinterpret_cast<T*>(a);
 }
 
-// T, B, H, S, reverse
+// T, B, H, S, reverse, hidden
 Sizes sizes_of(const Plan& plan, const std::vector<int64_t>& sizes) {
   if (!plan.error.empty()) throw std::runtime_error(plan.error);
-  if (sizes.size() != 5) throw py::value_error("fastrnn: a malformed call");
+  if (sizes.size() != 6) throw py::value_error("fastrnn: a malformed call");
   for (int i = 0; i < 4; ++i)
     if (sizes[i] < 0 || sizes[i] > INT32_MAX) throw py::value_error("fastrnn: a size beyond 32 bits");
+  if (sizes[5] < 0 || sizes[5] > sizes[2]) throw py::value_error("fastrnn: more units than H");
   const Slice& s = plan.slice;
-  return {int(sizes[0]), int(sizes[1]), int(sizes[2]), int(sizes[3]),     s.units,
-          s.blocks,      s.tiles,       s.rounds,      uint32_t(sizes[4])};
+  return {int(sizes[0]), int(sizes[1]), int(sizes[2]), int(sizes[3]),      s.units,
+          s.blocks,      s.tiles,       s.rounds,      uint32_t(sizes[4]), int(sizes[5])};
 }
 
 // flags, exchange, error
@@ -40,33 +41,46 @@ void check_alignment(const std::vector<Address>& a, int tensors) {
     if (a[i] % 16) throw py::value_error("fastrnn: a tensor that does not lie on 16 bytes");
 }
 
+constexpr int kParams[] = {
+#define FASTRNN_PARAMS(C) C::kParams,
+    FASTRNN_FOR_EACH_CELL(FASTRNN_PARAMS)
+#undef FASTRNN_PARAMS
+};
+
+void check_params(int cell, const void* params) {
+  if (!params && kParams[cell]) throw py::value_error("fastrnn: the values of the cell's units are missing");
+}
+
 void forward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
              Address stream, int x_blocks) {
-  if (a.size() != 15) throw py::value_error("fastrnn: a malformed call");
+  if (a.size() != 16) throw py::value_error("fastrnn: a malformed call");
   ForwardArgs args;
   args.n = sizes_of(plan, sizes);
   args.x = at<void>(a[0]), args.weights = at<void>(a[1]), args.bias = at<void>(a[2]);
   args.h0 = at<void>(a[3]), args.c0 = at<void>(a[4]), args.y = at<void>(a[5]);
   args.hn = at<void>(a[6]), args.cn = at<void>(a[7]), args.tape = at<void>(a[8]);
-  args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.lengths = at<int64_t>(a[10]),
-  args.resets = at<uint8_t>(a[11]);
-  args.meeting = meeting_of(plan, &a[12]);
+  args.x_blocks = x_blocks, args.c = at<float>(a[9]), args.params = at<void>(a[10]);
+  args.lengths = at<int64_t>(a[11]), args.resets = at<uint8_t>(a[12]);
+  args.meeting = meeting_of(plan, &a[13]);
   check_alignment(a, 10);
+  check_params(cell, args.params);
   py::gil_scoped_release release;
   launch(plan, cell, NumberId(number), args, at<void>(stream));
 }
 
 void backward(const Plan& plan, int cell, int number, const std::vector<int64_t>& sizes, const std::vector<Address>& a,
               Address stream) {
-  if (a.size() != 18) throw py::value_error("fastrnn: a malformed call");
+  if (a.size() != 20) throw py::value_error("fastrnn: a malformed call");
   BackwardArgs args;
   args.n = sizes_of(plan, sizes);
   args.weights = at<void>(a[0]), args.tape = at<void>(a[1]), args.c = at<float>(a[2]), args.y = at<void>(a[3]);
   args.h0 = at<void>(a[4]), args.c0 = at<float>(a[5]), args.dy = at<void>(a[6]), args.dhn = at<void>(a[7]);
   args.dcn = at<void>(a[8]), args.dc = at<void>(a[9]), args.dgates = at<void>(a[10]), args.dh0 = at<void>(a[11]);
-  args.dc0 = at<void>(a[12]), args.lengths = at<int64_t>(a[13]), args.resets = at<uint8_t>(a[14]);
-  args.meeting = meeting_of(plan, &a[15]);
+  args.dc0 = at<void>(a[12]), args.params = at<void>(a[13]), args.dparams = at<float>(a[14]);
+  args.lengths = at<int64_t>(a[15]), args.resets = at<uint8_t>(a[16]);
+  args.meeting = meeting_of(plan, &a[17]);
   check_alignment(a, 13);
+  check_params(cell, args.params);
   py::gil_scoped_release release;
   launch(plan, cell, NumberId(number), args, at<void>(stream));
 }

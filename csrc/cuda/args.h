@@ -1,5 +1,6 @@
 // What a launch is given. Tensors are contiguous, of the call's type T unless it says otherwise, on 16 bytes;
-// H is a multiple of 16 / sizeof(T). S streams, N = T B rows, G gates, V tape values, D = G + split gates.
+// H is a multiple of 16 / sizeof(T). S streams, N = T B rows, G gates, V tape values, D = G + split gates, K vectors of
+// one value a unit (Cell::kParams).
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@ struct Sizes {
   int T, B, H, S;
   int units, blocks, tiles, rounds;  // the plan's Slice
   uint32_t reverse;                  // bit s: stream s runs from the last step to the first
+  int hidden;                        // units that are not there to round H up
 };
 
 constexpr int kMeetingHeader = 2;  // flags before those of the blocks
@@ -29,6 +31,7 @@ struct ForwardArgs {
   const void* bias;        // (S, split H): b_hh of the split gates, or null
   const void* h0;          // (S, B, H), or null for zeros
   const void* c0;          // likewise, for cells with a second state
+  const void* params;      // (S, K, H), for cells with K > 0
   void* y;                 // (T, B, S H), zero beyond a row's length
   void* hn;                // (S, B, H)
   void* cn;                // likewise
@@ -56,6 +59,8 @@ struct BackwardArgs {
                            // may be the tape, if V = D
   void* dh0;               // (S, B, H), or null
   void* dc0;               // likewise
+  const void* params;      // (S, K, H), for cells with K > 0
+  float* dparams;          // (S, K, B, H): of each row, added up over its steps; or null
   const int64_t* lengths;  // as in the forward
   const uint8_t* resets;
   Meeting meeting;

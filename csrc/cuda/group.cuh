@@ -18,20 +18,16 @@ struct Group {
   const Meeting& m;
   const int blocks, rank, number;
   uint64_t* const flags;  // of this group's blocks
-  int* const failed;      // in shared memory
   uint64_t epoch;         // exchanges that are over
+  bool failed = false;    // has a wait of this block been in vain?
 
-  // To be followed by a barrier of the block.
-  FASTRNN_DEVICE Group(const Meeting& meeting, int group_blocks, int* shared)
+  FASTRNN_DEVICE Group(const Meeting& meeting, int group_blocks)
       : m(meeting),
         blocks(group_blocks),
         rank(int(blockIdx.x) % group_blocks),
         number(int(blockIdx.x) / group_blocks),
         flags(meeting.flags + kMeetingHeader + number * group_blocks),
-        failed(shared),
-        epoch(meeting.flags[0]) {
-    if (threadIdx.x == 0) *failed = 0;
-  }
+        epoch(meeting.flags[0]) {}
 
   // The buffer of the exchange that is over last, or of the next one.
   FASTRNN_DEVICE char* values(bool next, size_t bytes) const {
@@ -39,7 +35,7 @@ struct Group {
   }
 
   // What sums begin with.
-  FASTRNN_DEVICE float spoilt() const { return *failed ? ptx::float_of(~0u) : 0.0f; }
+  FASTRNN_DEVICE float spoilt() const { return failed ? ptx::float_of(~0u) : 0.0f; }
 
   // This block has written its values for the next exchange.
   FASTRNN_DEVICE void arrive() const {
@@ -50,14 +46,18 @@ struct Group {
     }
   }
 
-  // Until all blocks have arrived; a barrier of the block, too.
+  // Until all blocks have arrived; a barrier of the block, too, at which its threads agree whether it was in vain.
   FASTRNN_DEVICE void wait() {
     ++epoch;
-    if (!*failed)
+    bool late = false;
+    if (!failed)
 #pragma unroll 1
       for (int i = threadIdx.x; i < blocks; i += blockDim.x)
-        if (!ptx::flag_wait(flags + i, epoch)) *failed = 1, *m.error = 1;
-    ptx::sync_block();
+        if (!ptx::flag_wait(flags + i, epoch)) late = true;
+    if (ptx::sync_block_or(late)) {
+      failed = true;
+      if (threadIdx.x == 0) ptx::raise(m.error);
+    }
   }
 
   // The last block of the grid to leave makes the flags of this launch, at most `exchanges` ahead, those of an earlier

@@ -46,7 +46,7 @@ struct ForwardLayout {
     row = kUnits + pad;
     h_row = larger(v.split * s.tiles * tile, s.units * s.blocks) + pad;
     x_stage = groups * values * rows * row;
-    int at = 16;  // two mbarriers, or a group's state
+    int at = 16;  // two mbarriers
     h = at, at += buffers(v) * rows * h_row * size;
     x = at, at += kForwardStages * x_stage * size;
     partial = at, at += groups * (v.split - 1) * gates * v.batch * 4 * 32 * 4;

@@ -89,6 +89,7 @@ FASTRNN_HD float sigmoid_unit(float x) {
 // ---- barriers
 FASTRNN_DEVICE void sync_warp() { __syncwarp(); }
 FASTRNN_DEVICE void sync_block() { __syncthreads(); }
+FASTRNN_DEVICE bool sync_block_or(bool own) { return __syncthreads_or(own); }  // has one of the threads said so?
 FASTRNN_DEVICE void sync_threads(int id, int n) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory"); }
 
 // ---- memory
@@ -127,6 +128,8 @@ FASTRNN_DEVICE bool flag_wait(const uint64_t* flag, uint64_t value) {
     if (now > end) return false;
   }
 }
+// Makes a flag that the host reads 1: any thread of any block may.
+FASTRNN_DEVICE void raise(int* flag) { asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(flag), "r"(1) : "memory"); }
 // What another block has written, past this multiprocessor's own cache.
 FASTRNN_DEVICE Words load_far(const Words* p) {
   Words v;

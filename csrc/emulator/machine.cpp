@@ -102,6 +102,7 @@ void Machine::add_cluster(unsigned number) {
     if (posix_memalign(&memory, 1024, bytes)) throw std::bad_alloc();
     std::memset(memory, 0xFF, bytes);  // NaN, and far from any index
     b->shared.reset(static_cast<char*>(memory));
+    if (races) races->forget(memory, bytes);  // it may have held what belonged to blocks that have ended
     for (int i = 0; i < shape.threads; ++i) {
       if (i % 32 == 0) {
         b->warps.push_back(std::make_unique<Warp>());

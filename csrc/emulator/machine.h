@@ -73,6 +73,8 @@ struct Warp {
 
 struct Barrier {  // of a block
   int wanted = 0, count = 0;
+  const char* what = "";
+  bool said = false, result = false;  // bar.red.or: what is being gathered, and what came of the last one
   std::vector<Thread*> waiting;
   Site site;
   Clock clock;

@@ -36,29 +36,41 @@ void sync_warp(unsigned mask, Site at) {
   });
 }
 
-void barrier(int id, int threads, Site at) {
-  point("bar.sync", at);
-  if (id < 0 || id > 15 || threads <= 0 || threads % 32) fail("bar.sync: no such barrier or count");
+namespace {
+
+bool meet(int id, int threads, bool own, const char* what, Site at) {
+  point(what, at);
+  if (id < 0 || id > 15 || threads <= 0 || threads % 32) fail(std::string(what) + ": no such barrier or count");
   Thread* me = self();
   Barrier& b = me->block->barriers[id];
   if (b.count == 0) {
-    b.wanted = threads, b.site = at;
+    b.wanted = threads, b.what = what, b.site = at, b.said = false;
     b.clock.clear();
-  } else if (b.wanted != threads) {
-    fail("bar.sync " + std::to_string(id) + ": " + std::to_string(threads) + " threads here, " +
-         std::to_string(b.wanted) + " in " + describe("bar.sync", b.site));
+  } else if (b.wanted != threads || std::strcmp(b.what, what)) {
+    fail(std::string(what) + " " + std::to_string(id) + ": " + std::to_string(threads) + " threads here, " +
+         std::to_string(b.wanted) + " in " + describe(b.what, b.site));
   }
+  b.said |= own;
   release(b.clock);
   b.waiting.push_back(me);
-  if (++b.count < b.wanted) return wait_at("bar.sync", at);
-  b.count = 0;
+  if (++b.count < b.wanted) {
+    wait_at(what, at);
+    return b.result;  // of this meeting: the next one needs this thread, too
+  }
+  b.count = 0, b.result = b.said;
   b.waiting.pop_back();
   if (machine->races) {
     for (Thread* t : b.waiting) machine->races->acquire(t->id, b.clock);
     acquire(b.clock);
   }
   make_ready(b.waiting);
+  return b.result;
 }
+
+}  // namespace
+
+void barrier(int id, int threads, Site at) { meet(id, threads, false, "bar.sync", at); }
+bool barrier_or(int id, int threads, bool own, Site at) { return meet(id, threads, own, "bar.red.or", at); }
 
 void cluster_arrive(Site at) {
   point("barrier.cluster.arrive", at);
@@ -268,8 +280,14 @@ uint64_t flag_add(uint64_t* flag, uint64_t value, Site at) {
   return *flag - value;
 }
 
+void raise(int* flag, Site at) {
+  point("st.relaxed.sys", at);
+  *flag = 1;
+}
+
 bool flag_wait(const uint64_t* flag, uint64_t value, Site at) {
   point("ld.acquire", at);
+  if (int64_t(machine->stats.waits++) == machine->options.in_vain) return false;
   Thread* me = self();
   if (*flag < value) {
     me->flag = flag, me->wanted = value, me->expired = false;

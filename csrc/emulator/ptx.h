@@ -69,6 +69,7 @@ inline float sigmoid_unit(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 inline void sync_warp(Site at = Site::here()) { simt::sync_warp(~0u, at); }
 inline void sync_block(Site at = Site::here()) { simt::barrier(0, int(blockDim.x), at); }
+inline bool sync_block_or(bool own, Site at = Site::here()) { return simt::barrier_or(0, int(blockDim.x), own, at); }
 inline void sync_threads(int id, int n, Site at = Site::here()) { simt::barrier(id, n, at); }
 
 inline uint32_t shared_address(const void* p) { return simt::shared_address(p); }
@@ -93,6 +94,7 @@ inline uint64_t flag_add(uint64_t* flag, uint64_t value, Site at = Site::here())
 inline bool flag_wait(const uint64_t* flag, uint64_t value, Site at = Site::here()) {
   return simt::flag_wait(flag, value, at);
 }
+inline void raise(int* flag, Site at = Site::here()) { simt::raise(flag, at); }
 inline Words load_far(const Words* p) { return *p; }
 
 constexpr bool kHasClusters = true;

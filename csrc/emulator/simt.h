@@ -38,10 +38,11 @@ struct Options {
   uint64_t seed = 0;       // of the scheduler: the same seed runs in the same order
   int resident = 1 << 30;  // clusters alive at once
   bool races = false;      // report conflicting accesses that nothing orders
+  int64_t in_vain = -1;    // the number of a wait for a flag whose bound passes, whoever sets the flag
 };
 
 struct Stats {
-  uint64_t switches = 0, products = 0, stores = 0;  // fibers resumed, mma, st.async
+  uint64_t switches = 0, products = 0, stores = 0, waits = 0;  // fibers resumed, mma, st.async, waits for flags
 };
 
 // Runs `kernel` in every thread. Throws std::runtime_error for whatever the emulator finds wrong.
@@ -60,7 +61,8 @@ char* shared_memory();
 void point(const char* what, Site at);
 
 // ---- barriers
-void barrier(int id, int threads, Site at);  // bar.sync
+void barrier(int id, int threads, Site at);               // bar.sync
+bool barrier_or(int id, int threads, bool own, Site at);  // bar.red.or: has one of the threads said so?
 void cluster_arrive(Site at);
 void cluster_wait(Site at);
 
@@ -90,6 +92,7 @@ void copy_wait(int pending, Site at);
 void fence(Site at);                                         // fence.acq_rel.gpu
 void flag_set(uint64_t* flag, uint64_t value, Site at);      // st.relaxed.gpu: it passes on what came before the fence
 uint64_t flag_add(uint64_t* flag, uint64_t value, Site at);  // atom.acq_rel.gpu, the value before
+void raise(int* flag, Site at);                              // st.relaxed.sys of 1, which orders nothing
 // ld.acquire.gpu in a loop until the flag is at least `value`; false, the bound of the wait, where all others wait,
 // too.
 bool flag_wait(const uint64_t* flag, uint64_t value, Site at);

@@ -44,6 +44,7 @@ class Cuda(Backend):
     """Runs on `device`, with the module that `module` loads: that of the GPU, or in tests the emulator's."""
 
     name = "cuda"
+    takes_params = True
 
     def __init__(self, module: Callable[[], Module] = load, device: str = "cuda") -> None:
         self._module, self._device = module, device
@@ -122,7 +123,7 @@ class Cuda(Backend):
             c = x.new_empty(streams, rows, hidden, dtype=torch.float32) if save and cell.states > 1 else None
             inputs = (x_gates, _recurrent(call, sizes), bias, *sizes.states(call))
             outputs = (y, *two(finals), x_gates if tape else None, c)
-            tensors = (*inputs, *outputs, _lengths(call), _resets(call))
+            tensors = (*inputs, *outputs, sizes.params(call), _lengths(call), _resets(call))
             self._run("forward", call, sizes, self._plan_of(call, sizes, backward=False), tensors, blocks)
         saved = Saved(sizes.cut(x_gates, cell.tape) if tape else None, None if c is None else sizes.cut(c, 1))
         return Result(sizes.cut(y, streams), tuple([sizes.cut(a, 1) for a in finals]), saved)
@@ -156,9 +157,15 @@ class Cuda(Backend):
             start = (h0, None if c0 is None else c0.float())
             inputs = (_transposed(call, sizes, plan), tape, c, sizes.pad(y, streams), *start)
             douts = (sizes.pad(dy, streams), dhn, dcn, None if dc is None else sizes.pad(dc))
-            tensors = (*inputs, *douts, dgates, *two(dstates), _lengths(call), _resets(call))
+            results = (dgates, *two(dstates))
+            params, dparams = sizes.params(call), None  # of which each batch row has a sum of its own over the steps
+            if params is not None:
+                dparams = x.new_empty(streams, cell.params, sizes.batch, sizes.padded, dtype=torch.float32)
+            tensors = (*inputs, *douts, *results, params, dparams, _lengths(call), _resets(call))
             self._run("backward", call, sizes, plan, tensors)
-        return Gradients(sizes.cut(dgates, cell.dgates), tuple([sizes.cut(a, 1) for a in dstates]))
+            added = () if dparams is None else sizes.cut(dparams.sum(2).to(x.dtype), 1)
+        dstates = tuple([sizes.cut(a, 1) for a in dstates])
+        return Gradients(sizes.cut(dgates, cell.dgates), dstates, dparams=tuple([own.unbind() for own in added]))
 
     def _plan_of(self, call: Call, sizes: Sizes, backward: bool) -> Any:
         number, index = _number(call.x.dtype), call.x.device.index or 0
@@ -173,7 +180,7 @@ class Cuda(Backend):
         place = meeting.place(plan, call.x.device) if plan.kernel == 2 else (None, None, None)
         tensors = (*tensors, *place)
         addresses = [0 if a is None else a.data_ptr() for a in tensors]
-        head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse]
+        head = [sizes.steps, sizes.batch, sizes.padded, sizes.streams, reverse, sizes.hidden]
         code = module.cells.index(call.cell.name)
         getattr(module, name)(plan, code, _number(call.x.dtype), head, addresses, stream, *more)
 

@@ -40,6 +40,12 @@ class Sizes:
     def states(self, call: Call) -> tuple[Tensor | None, Tensor | None]:
         return two(tuple([self.pad(a) for a in call.states]))
 
+    def params(self, call: Call) -> Tensor | None:
+        """The cell's per-unit parameters, (S, K, padded)."""
+        if not call.cell.params:
+            return None
+        return self.pad(torch.stack([torch.stack(own) for own in call.params]).to(call.x.dtype))
+
 
 def padded(hidden: int, dtype: torch.dtype) -> int:
     """The number of units that the kernels run: H rounded up to 16 bytes."""
