@@ -6,7 +6,7 @@ ARGS ?=
 
 engine := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
 sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
-emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells cmake -type f) csrc/bindings/emulator.cpp
+emulator := CMakeLists.txt $(shell find csrc/emulator csrc/cuda csrc/cells csrc/bindings cmake -type f)
 pip := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test interpret emulator slow bench bench-check records gpu-test gpu-bench lint format docs sanitize sanitize-emulator cuda wheel clean

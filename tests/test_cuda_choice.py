@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from fastrnn.cells import CELLS
 
 QUERY = Query("lstm", "cuda", torch.float32, 7, 5, 3, 19, 19, 1)
 
+TEXT = {"cells": list(CELLS), "sizes": {name: cell.sizes for name, cell in CELLS.items()}}
+
 
 def fail(*_: object) -> None:
     raise RuntimeError("CUDA: cudaDeviceGetAttribute: CUDA driver version is insufficient for CUDA runtime version")
@@ -25,9 +28,10 @@ def fail(*_: object) -> None:
 @pytest.fixture
 def outdated(monkeypatch):
     """Kernels whose CUDA runtime is newer than the driver, on a machine with a GPU."""
-    backend = Cuda(lambda: (SimpleNamespace(cells=list(CELLS), limits=fail, plan=fail), ""))
+    backend = Cuda(lambda: (SimpleNamespace(**TEXT, limits=fail, plan=fail), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     with unchanged(backends.BACKENDS):  # their order, too: it is that of `auto`
         backends.BACKENDS["cuda"] = backend
         del backends.BACKENDS["triton"]  # which would ask the GPU, too
@@ -45,7 +49,7 @@ def test_kernels_newer_than_the_driver_leave_auto_alone():
 
 
 def test_without_a_gpu_the_device_is_not_asked(monkeypatch):
-    backend = Cuda(lambda: (SimpleNamespace(cells=list(CELLS), limits=fail, plan=fail), ""))
+    backend = Cuda(lambda: (SimpleNamespace(**TEXT, limits=fail, plan=fail), ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert backend.unsupported(QUERY) == "there is no GPU"
 
@@ -58,7 +62,13 @@ class Device(SimpleNamespace):
 def two(monkeypatch):
     """The backend on a machine with two GPUs that differ, the first of them torch's current one."""
     devices = [Device(name="large", multiprocessors=64), Device(name="small", multiprocessors=16)]
-    asked = []
+    asked, current = [], [0]
+
+    @contextlib.contextmanager
+    def device(which):
+        current.append(which.index)
+        yield
+        current.pop()
 
     def plan(*request):
         *_, hidden, limits = request
@@ -66,12 +76,14 @@ def two(monkeypatch):
         return Planned(limits, error)
 
     def limits(index):
+        assert current[-1] == index  # which the driver is asked of
         asked.append(index)
         return devices[index]
 
-    module = SimpleNamespace(cells=list(CELLS), limits=limits, plan=plan)
+    module = SimpleNamespace(**TEXT, limits=limits, plan=plan)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", device)
     with unchanged(backends.BACKENDS):
         backends.BACKENDS["cuda"] = Cuda(lambda: (module, ""))
         del backends.BACKENDS["triton"]
@@ -117,3 +129,14 @@ def test_a_call_on_the_cpu_loads_no_kernels():
         raise AssertionError("loaded")
 
     assert "these are on cpu" in str(Cuda(load).unsupported(QUERY._replace(device="cpu")))
+
+
+def test_kernels_of_another_text_are_not_run(monkeypatch):
+    """Which would read and write other memory."""
+    sizes = {**TEXT["sizes"], "lstm": (4, 2, 4, 4, 3)}
+    backend = Cuda(lambda: (SimpleNamespace(cells=list(CELLS), sizes=sizes, limits=fail, plan=fail), ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backend.unsupported(QUERY) == (
+        "its C++ text of lstm has gates, states, tape, dgates, params (4, 2, 4, 4, 3), "
+        "fastrnn/cells has (4, 2, 4, 4, 0): compile anew"
+    )

@@ -23,7 +23,6 @@ KERNELS = {
     ),
     "exchange": ({"blocks": 4}, [float((b - 9) % 4 * 32 + i + 9) for b in range(4) for i in range(32)]),
     "relay": ({"blocks": 4}, [0.0] * 4 + [4.0] * 32),
-    "line": ({"blocks": 4}, [320.0]),
     "beyond": ({}, []),
 }
 # (kernel, bug, part of a message, or None where the output may be wrong instead)
@@ -44,7 +43,6 @@ BUGS = [
     ("exchange", 6, None),  # one buffer where there should be two
     ("relay", 1, None),  # a flag set before the data is there
     ("relay", 2, None),  # a flag that nobody sets: the wait ends, and says so
-    ("line", 2, None),  # the first block that leaves takes itself for the last
     ("beyond", 1, "beyond the end of shared memory"),
     ("beyond", 2, "misaligned access to shared memory"),
     ("beyond", 3, "misaligned source"),
@@ -87,7 +85,6 @@ RACES = [
     ("exchange", 6),
     ("relay", 1),
     ("relay", 3),
-    ("line", 1),
 ]
 
 

@@ -44,14 +44,6 @@ def fresh():
     meeting.watchdog.check(torch.device("cpu"))
 
 
-@pytest.fixture
-def kept(monkeypatch):
-    """The same flags for all launches, as the kernels allow."""
-    flags, made = torch.zeros(1024, dtype=torch.int64), meeting.place
-    monkeypatch.setattr(meeting, "place", lambda *call: (flags, *made(*call)[1:]))
-    return flags
-
-
 def asked(emulated, number, forward, backward, **more):
     backend = emulated(number)
     backend.asked = more
@@ -89,11 +81,9 @@ def test_every_kernel_is_in_a_list():
     assert sum(len(of_kernel(k, False)) for k in (1, 2)) == EMULATOR.forward_variants
 
 
-@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("forward", "backward", "hidden"), SHAPES)
 def test_no_schedule_changes_a_bit(emulated, cell, forward, backward, hidden):
-    """The flags are those of the launch before, whatever its groups were."""
     backend = asked(emulated, "bf16", forward, backward, groups=2, warps=1)
     call = make(Case(cell, T=4, B=11, I=3, H=hidden, lengths=True, resets=True, reverse=BOTH), "bf16")
     runs = []
@@ -131,18 +121,6 @@ def test_a_launch_finds_flags_that_are_zero_and_nothing_outlives_it(emulated, mo
     run(backend, call)
     assert before == [(0, 0)] * 2
     assert [ref() for ref in lent] == [None] * 4
-
-
-def test_epochs_grow_where_flags_are_kept(emulated, kept):
-    """By the steps that a group may run, whether it did or not; and the count of those that have left is zero again."""
-    backend = asked(emulated, "bf16", (8, 3), (11, 3), groups=1)
-    call = make(Case("gru", T=4, B=9, I=3, H=40, lengths=True), "bf16")
-    for launches in range(1, 4):
-        with torch.no_grad():
-            backend.forward(call, GATES)
-        assert kept[:2].tolist() == [launches * 2 * 4, 0]
-        assert (kept[2:5] > kept[0] - 2 * 4).all()
-        assert (kept[2:5] <= kept[0]).all()
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -202,6 +180,22 @@ def test_no_cluster_is_larger_than_the_device_has_room_for(cell, backward, large
         assert plan.kernel == 2 or plan.blocks <= largest
         smaller += whole.kernel == 1 and whole.blocks > largest
     assert smaller
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_cluster_is_of_a_size_that_the_device_refuses(cell, backward):
+    code, changed = EMULATOR.cells.index(cell), 0
+    for hidden in (128, 256, 384, 512, 704):
+        whole = EMULATOR.plan(code, 0, backward, 1, 8, hidden, EMULATOR.Limits(90, 227 << 10, 16, 120))
+        if whole.kernel == 2:
+            continue
+        refused = EMULATOR.Limits(90, 227 << 10, 16, 120, refused=1 << whole.blocks)
+        plan = EMULATOR.plan(code, 0, backward, 1, 8, hidden, refused)
+        assert not plan.error
+        assert plan.kernel == 2 or plan.blocks != whole.blocks
+        changed += 1
+    assert changed
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -73,8 +73,6 @@ MUTANTS = {
     "K2: no fence before the flag": (GROUP, "      ptx::fence();\n", ""),
     "K2: no barrier before the flag": (GROUP, "arrive() const {\n    ptx::sync_block();", "arrive() const {"),
     "K2: one buffer": (GROUP, "((epoch + next) & 1)", "0"),
-    "K2: epochs of the launch before": (GROUP, "m.flags[0] += exchanges, ", ""),
-    "K2: those that have left are counted on": (GROUP, ", m.flags[1] = 0", ""),
     "K2: the units of another block": (
         FORWARD_TILE,
         "sizeof(T))) + unit0;",

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(ENGINE is None, reason="the engine is not built"
 
 def test_same_cells_in_both_languages():
     assert ENGINE.cells() == list(CELLS)
+    assert ENGINE.sizes() == {name: cell.sizes for name, cell in CELLS.items()}
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "cells/list.h"
+#include "bindings/cell_sizes.h"
 #include "cpu/engine.h"
 
 namespace py = pybind11;
@@ -137,14 +137,6 @@ std::vector<std::vector<double>> step(const std::string& cell, const std::vector
   throw py::value_error("fastrnn._cpu.step: unknown cell " + cell);
 }
 
-std::vector<std::string> cells() {
-  return {
-#define FASTRNN_NAME(C) fastrnn::C::kName,
-      FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)
-#undef FASTRNN_NAME
-  };
-}
-
 }  // namespace
 
 namespace fastrnn {
@@ -159,7 +151,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("forward", &forward);
   module.def("backward", &backward);
   module.def("step", &step);
-  module.def("cells", &cells);
+  module.def("sizes", &fastrnn::cell_sizes);
+  module.def("cells", [] { return py::list(fastrnn::cell_sizes()); });
   module.def("isa", &fastrnn::isa);
   module.attr("few_rows") = fastrnn::kFewRows;
   module.def("isas", [] {

@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "cells/list.h"
+#include "bindings/cell_sizes.h"
 #include "cuda/launch.h"
 
 namespace py = pybind11;
@@ -89,10 +89,11 @@ void backward(const Plan& plan, int cell, int number, const std::vector<int64_t>
 
 void bind_gpu(py::module_& module) {
   py::class_<Limits>(module, "Limits", py::module_local())
-      .def(py::init([](int capability, int shared, int cluster, int multiprocessors) {
-             return Limits{capability, shared, cluster, multiprocessors};
+      .def(py::init([](int capability, int shared, int cluster, int multiprocessors, uint32_t refused) {
+             return Limits{capability, shared, cluster, multiprocessors, refused};
            }),
-           py::arg("capability"), py::arg("shared"), py::arg("cluster"), py::arg("multiprocessors"))
+           py::arg("capability"), py::arg("shared"), py::arg("cluster"), py::arg("multiprocessors"),
+           py::arg("refused") = 0)
       .def_readonly("capability", &Limits::capability)
       .def_readonly("shared", &Limits::shared)
       .def_readonly("cluster", &Limits::cluster)
@@ -110,7 +111,7 @@ void bind_gpu(py::module_& module) {
       .def_property_readonly("tiles", [](const Plan& p) { return p.slice.tiles; })
       .def_readonly("depth", &Plan::depth)
       .def_property_readonly("kernel", [](const Plan& p) { return p.kernel.exchange == kThroughGrid ? 2 : 1; })
-      .def_property_readonly("flags", [](const Plan& p) { return kMeetingHeader + p.grid_x; })
+      .def_property_readonly("flags", [](const Plan& p) { return p.grid_x; })
       .def_property_readonly("rounds", [](const Plan& p) { return p.slice.rounds; })
       .def_readonly("exchange", &Plan::exchange)
       .def_readonly("items", &Plan::items)
@@ -135,11 +136,8 @@ void bind_gpu(py::module_& module) {
   module.def("backward", &backward);
   module.attr("forward_variants") = kForwardVariants;
   module.attr("backward_variants") = kBackwardVariants;
-  module.attr("cells") = std::vector<std::string>{
-#define FASTRNN_NAME(C) C::kName,
-      FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)
-#undef FASTRNN_NAME
-  };
+  module.attr("sizes") = cell_sizes();
+  module.attr("cells") = py::list(module.attr("sizes"));
 }
 
 }  // namespace fastrnn

@@ -14,11 +14,9 @@ struct Sizes {
   int hidden;                        // units that are not there to round H up
 };
 
-constexpr int kMeetingHeader = 2;  // flags before those of the blocks
-
 // Where the blocks of K2 meet (group.cuh); nulls for K1.
 struct Meeting {
-  uint64_t* flags;  // exchanges of the launches before, blocks that have left, then one of each block; zeros at first
+  uint64_t* flags;  // one of each block; zeros at first
   void* values;     // of each group two buffers, of the plan's size; undefined
   int* error;       // becomes 1 where a wait was in vain
   int items;        // pairs of a stream and a batch tile that a group works on, one after another

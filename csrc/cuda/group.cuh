@@ -1,6 +1,5 @@
 // K2: the blocks of a group meet in global memory. A step's values lie in one of two buffers by turns, in the L2 cache;
-// each block has a flag that only it sets, to the number of its exchanges, counted through all launches: a flag of an
-// earlier launch is behind, whatever the groups were then, and nothing needs to be cleared.
+// each block has a flag that only it sets, to the number of its exchanges. Flags are zero when a launch begins.
 //
 // A buffer is written again after one exchange: a block writes for exchange e + 2 when it has seen that all have
 // arrived at e + 1, and they arrive there after they have read what belongs to e.
@@ -18,7 +17,7 @@ struct Group {
   const Meeting& m;
   const int blocks, rank, number;
   uint64_t* const flags;  // of this group's blocks
-  uint64_t epoch;         // exchanges that are over
+  uint64_t epoch = 0;     // exchanges that are over
   bool failed = false;    // has a wait of this block been in vain?
 
   FASTRNN_DEVICE Group(const Meeting& meeting, int group_blocks)
@@ -26,8 +25,7 @@ struct Group {
         blocks(group_blocks),
         rank(int(blockIdx.x) % group_blocks),
         number(int(blockIdx.x) / group_blocks),
-        flags(meeting.flags + kMeetingHeader + number * group_blocks),
-        epoch(meeting.flags[0]) {}
+        flags(meeting.flags + number * group_blocks) {}
 
   // The buffer of the exchange that is over last, or of the next one.
   FASTRNN_DEVICE char* values(bool next, size_t bytes) const {
@@ -58,13 +56,6 @@ struct Group {
       failed = true;
       if (threadIdx.x == 0) ptx::raise(m.error);
     }
-  }
-
-  // The last block of the grid to leave makes the flags of this launch, at most `exchanges` ahead, those of an earlier
-  // one.
-  FASTRNN_DEVICE void leave(uint64_t exchanges) const {
-    ptx::sync_block();
-    if (threadIdx.x == 0 && ptx::flag_add(m.flags + 1, 1) + 1 == gridDim.x) m.flags[0] += exchanges, m.flags[1] = 0;
   }
 };
 

@@ -70,49 +70,37 @@ void allow_large_clusters(const void* entry, const Plan* plan) {  // more than 8
   check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", plan);
 }
 
-// Makes a device current, and then the one that was.
-class Current {
- public:
-  explicit Current(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~Current() { cudaSetDevice(before_); }
-  Current(const Current&) = delete;
-  Current& operator=(const Current&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-// Blocks in the largest cluster that the current device finds room for: 8 at most, 16 on some, and fewer where no so
+// Which clusters does the current device find room for? None of more than 8 blocks, on some of 16; fewer where no so
 // many multiprocessors lie together that are all in use. Asked for a kernel that has a multiprocessor to itself, by its
-// shared memory, so that no other needs more.
-int largest_cluster(int capability, int shared) {
-  if (capability < 90) return 1;
+// shared memory, so that no other needs more. A size that the driver will not hear of is one without room.
+void find_clusters(Limits& found) {
+  found.cluster = 1;
+  if (found.capability < 90) return;
   const void* entry = reinterpret_cast<const void*>(find_forward(0, NumberId::Bf16, kOfCluster));
   cudaFuncAttributes own{};
   check(cudaFuncGetAttributes(&own, entry), "cudaFuncGetAttributes");
-  const int bytes = shared - int(own.sharedSizeBytes);
+  const int bytes = found.shared - int(own.sharedSizeBytes);
   grant_shared_memory(entry, bytes, nullptr);
-  const bool sixteen = capability == 90 || capability == 100 || capability == 103;
+  const bool sixteen = found.capability == 90 || found.capability == 100 || found.capability == 103;
   if (sixteen) allow_large_clusters(entry, nullptr);
-  for (int blocks = sixteen ? 16 : 8; blocks > 1; --blocks) {
+  for (int blocks = 2; blocks <= (sixteen ? 16 : 8); ++blocks) {
     cudaLaunchConfig_t config{};
     cudaLaunchAttribute attribute{};
     config.gridDim = dim3(unsigned(blocks));
-    config.blockDim = dim3(256);
+    config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = size_t(bytes);
     in_clusters(config, attribute, blocks);
     int clusters = 0;
-    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, entry, &config);
-    if (error == cudaErrorInvalidClusterSize)
+    if (cudaOccupancyMaxActiveClusters(&clusters, entry, &config) != cudaSuccess) {
       cudaGetLastError();  // or the next call, which may be torch's, would report it
+      clusters = 0;
+    }
+    if (clusters > 0)
+      found.cluster = blocks;
     else
-      check(error, "cudaOccupancyMaxActiveClusters");
-    if (clusters > 0) return blocks;
+      found.refused |= 1u << blocks;
   }
-  return 1;
+  found.refused &= (1u << found.cluster) - 1;
 }
 
 template <class Args>
@@ -141,11 +129,13 @@ void run(void (*kernel)(Args), const Plan& plan, const Args& args, void* stream)
 }  // namespace
 
 Limits limits(int device) {
-  const int capability =
+  Limits found{};
+  found.capability =
       10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
-  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  const Current current(device);
-  return {capability, shared, largest_cluster(capability, shared), attribute(cudaDevAttrMultiProcessorCount, device)};
+  found.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  found.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  find_clusters(found);
+  return found;
 }
 
 void launch(const Plan& plan, int cell, NumberId number, const ForwardArgs& args, void* stream) {

@@ -6,8 +6,7 @@
 
 namespace fastrnn {
 
-// Throws std::runtime_error if there is no such device. Asks the driver for much: to be kept, and leaves the current
-// device as it is.
+// Of the current device. Throws std::runtime_error if there is none. Asks the driver for much: to be kept.
 Limits limits(int device);
 
 // Asynchronous on a GPU. `stream` is a cudaStream_t of the current device. Throws std::runtime_error, with the plan.

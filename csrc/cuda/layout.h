@@ -5,6 +5,7 @@
 
 namespace fastrnn {
 
+constexpr int kThreads = 256;      // of a block, at most
 constexpr int kForwardStages = 3;  // steps whose input is under way or in use
 constexpr int kBackwardStages = 4;
 constexpr int kUnits = 16;      // of one tile of products

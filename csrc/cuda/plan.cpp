@@ -126,7 +126,8 @@ std::vector<int> block_counts(const Request& r, const Limits& device, int exchan
   std::vector<int> counts;
   if (exchange == kAlone) counts = {1};
   if (exchange == kInCluster)
-    for (int blocks = 2; blocks <= device.cluster; ++blocks) counts.push_back(blocks);
+    for (int blocks = 2; blocks <= device.cluster; ++blocks)
+      if (!(device.refused >> blocks & 1)) counts.push_back(blocks);
   if (exchange == kThroughGrid)
     for (int units = kUnits; units <= kMostUnits && units < r.H; units += kUnits)
       counts.push_back(divide_up(r.H, units));

@@ -16,6 +16,7 @@ struct Limits {
   int shared;      // bytes of shared memory that a block may have
   int cluster;     // blocks in the largest cluster that there is room for, 1 without clusters
   int multiprocessors;
+  uint32_t refused = 0;  // bit n: there is no room for a cluster of n blocks, though n < cluster
 };
 
 struct Request {

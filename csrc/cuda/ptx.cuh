@@ -110,11 +110,6 @@ FASTRNN_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 FASTRNN_DEVICE void flag_set(uint64_t* flag, uint64_t value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
-FASTRNN_DEVICE uint64_t flag_add(uint64_t* flag, uint64_t value) {
-  uint64_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(flag), "l"(value) : "memory");
-  return before;
-}
 // Waits until the flag has reached `value`; false when kPatience nanoseconds were not enough.
 FASTRNN_DEVICE bool flag_wait(const uint64_t* flag, uint64_t value) {
   constexpr uint64_t kPatience = 5'000'000'000;

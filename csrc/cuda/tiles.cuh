@@ -5,8 +5,6 @@
 
 namespace fastrnn {
 
-constexpr int kThreads = 256;
-
 // K1: the barriers of both buffers, each to expect `bytes`, are there before any block of the cluster sends. To be
 // followed by a barrier of the block.
 FASTRNN_DEVICE void open_cluster(uint32_t barrier, unsigned bytes) {
@@ -43,7 +41,6 @@ FASTRNN_DEVICE void each_tile(const Args& p, const Steps& steps) {
       if (i == first || i % tiles == 0) f.load_weights(weights);
       steps(f, weights, group);
     }
-    group.leave(uint64_t(p.meeting.items) * p.n.T);
   } else {
     const F f(p, memory, F::kCluster ? int(ptx::cluster_rank()) : 0, blockIdx.y, int(blockIdx.x) / p.n.blocks);
     f.load_weights(weights);

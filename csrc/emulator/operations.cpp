@@ -270,16 +270,6 @@ void flag_set(uint64_t* flag, uint64_t value, Site at) {
   machine->flags_changed = true;
 }
 
-uint64_t flag_add(uint64_t* flag, uint64_t value, Site at) {
-  point("atom.acq_rel", at);
-  Clock& clock = machine->flags[flag];
-  acquire(clock);
-  release(clock);
-  machine->flags_changed = true;
-  *flag += value;
-  return *flag - value;
-}
-
 void raise(int* flag, Site at) {
   point("st.relaxed.sys", at);
   *flag = 1;

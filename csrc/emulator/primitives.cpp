@@ -136,15 +136,6 @@ void relay(float* values, uint64_t* flags, float* failed) {
   }
 }
 
-// Each block leaves a value and takes its place in a line; the last one adds up.
-void line(float* values, uint64_t* left, float* sum) {
-  const unsigned b = blockIdx.x, i = threadIdx.x;
-  values[b * 32 + i] = float(b + 1);
-  if (bug != 1) ptx::sync_block();
-  if (i == 0 && ptx::flag_add(left, 1) + 1 == (bug == 2 ? 1 : gridDim.x))
-    for (unsigned k = 0; k < gridDim.x * 32; ++k) sum[0] += values[k];
-}
-
 void beyond(float* out) {
   FASTRNN_SHARED(memory);
   Words w{};
@@ -202,12 +193,6 @@ Values run(const std::string& name, const Values& in, int planted, int blocks, c
     shape.grid.x = unsigned(blocks);
     simt::launch(shape, [&] { relay(values.data(), flags.data(), out.data()); }, options);
     out.insert(out.end(), values.end() - 32, values.end());
-  } else if (name == "line") {
-    std::vector<float> values(blocks * 32);
-    uint64_t left = 0;
-    out.resize(1);
-    shape.grid.x = unsigned(blocks);
-    simt::launch(shape, [&] { line(values.data(), &left, out.data()); }, options);
   } else if (name == "beyond") {
     Words w{};
     shape.shared = 64;

@@ -88,9 +88,6 @@ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Sit
 
 inline void fence(Site at = Site::here()) { simt::fence(at); }
 inline void flag_set(uint64_t* flag, uint64_t value, Site at = Site::here()) { simt::flag_set(flag, value, at); }
-inline uint64_t flag_add(uint64_t* flag, uint64_t value, Site at = Site::here()) {
-  return simt::flag_add(flag, value, at);
-}
 inline bool flag_wait(const uint64_t* flag, uint64_t value, Site at = Site::here()) {
   return simt::flag_wait(flag, value, at);
 }

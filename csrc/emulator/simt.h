@@ -89,10 +89,9 @@ void copy_commit();
 void copy_wait(int pending, Site at);
 
 // ---- flags in global memory
-void fence(Site at);                                         // fence.acq_rel.gpu
-void flag_set(uint64_t* flag, uint64_t value, Site at);      // st.relaxed.gpu: it passes on what came before the fence
-uint64_t flag_add(uint64_t* flag, uint64_t value, Site at);  // atom.acq_rel.gpu, the value before
-void raise(int* flag, Site at);                              // st.relaxed.sys of 1, which orders nothing
+void fence(Site at);                                     // fence.acq_rel.gpu
+void flag_set(uint64_t* flag, uint64_t value, Site at);  // st.relaxed.gpu: it passes on what came before the fence
+void raise(int* flag, Site at);                          // st.relaxed.sys of 1, which orders nothing
 // ld.acquire.gpu in a loop until the flag is at least `value`; false, the bound of the wait, where all others wait,
 // too.
 bool flag_wait(const uint64_t* flag, uint64_t value, Site at);

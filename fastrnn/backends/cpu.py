@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends.base import GATES, Backend, Call, Gradients, Params, Query, Result, Saved, Weights
+from fastrnn.cells import CELLS
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CODES: dict[str, int] = {}  # of the engine's cells, in the order of csrc/cells/list.h; empty until `load`
@@ -49,6 +50,8 @@ class Cpu(Backend):
             return f"the engine runs on CPU tensors, these are on {query.device}"
         if query.cell not in CODES:
             return f"the engine has no {query.cell}: csrc/cells had not when it was compiled"
+        if unlike := CELLS[query.cell].unlike(engine.sizes()[query.cell]):
+            return unlike
         if not (query.I and query.H):
             return "the engine needs at least one feature and one unit"
         if query.dtype not in _DTYPES:

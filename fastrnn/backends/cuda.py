@@ -60,6 +60,8 @@ class Cuda(Backend):
             return "there is no GPU"
         if query.cell not in module.cells:
             return f"the kernels have no {query.cell}: csrc/cells had not when they were compiled"
+        if unlike := CELLS[query.cell].unlike(module.sizes[query.cell]):
+            return unlike
         if query.dtype not in _NUMBERS:
             return f"the kernels have no {query.dtype}"
         if query.P != query.H:
@@ -99,7 +101,8 @@ class Cuda(Backend):
         return [self._plan_for(query, way) for way in (False, True)[: 1 + query.grad]]
 
     def _limits_of(self, device: int) -> Any:
-        return self._module()[0].limits(device)
+        with _on(torch.device(self._device, device)):
+            return self._module()[0].limits(device)
 
     def share(self, query: Query) -> float:
         """Blocks for each multiprocessor, of which every block is given one."""

@@ -54,6 +54,18 @@ class Cell:
     params: int = 0
 
     @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Gates, states, tape, dgates, params, as csrc/bindings/cell_sizes.h has them of the C++ text."""
+        return self.gates, self.states, self.tape, self.dgates, self.params
+
+    def unlike(self, compiled: tuple[int, ...]) -> str | None:
+        """Why a C++ text of these `sizes`, which would read and write other memory, is not this cell's."""
+        if compiled == self.sizes:
+            return None
+        names = "gates, states, tape, dgates, params"
+        return f"its C++ text of {self.name} has {names} {compiled}, fastrnn/cells has {self.sizes}: compile anew"
+
+    @property
     def dgates(self) -> int:
         """Gradient vectors per step: dx of every gate, then dr of each split gate."""
         return self.gates + len(self.split)
