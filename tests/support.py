@@ -9,7 +9,7 @@ from tolerances import EXACT, FLOOR, TORCH_FACTOR
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn.backends import BACKENDS
+from fastrnn.backends import BACKENDS, unsupported
 from fastrnn.backends.base import Query
 
 T, B, I, H, P = 7, 5, 11, 19, 6  # noqa: E741  odd sizes, no multiple of a vector
@@ -29,7 +29,7 @@ def usable_backends(
 ) -> list[str]:
     """Names of the backends that can run a call of this sort here."""
     query = Query(cell, "cpu", dtype, T, B, I, H, H, 1, True, ragged, resets)
-    return [name for name, b in BACKENDS.items() if b.unsupported(query) is None]
+    return [name for name, b in BACKENDS.items() if unsupported(b, query) is None]
 
 
 def pair(kind: str, *args: Any, dtype: torch.dtype = torch.float64, seed: int = 0, **kwargs: Any) -> tuple[Any, Any]:

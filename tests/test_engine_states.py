@@ -27,6 +27,7 @@ CASES = {
 def every_state(call, s):
     """Rows of h (N, P) and of every other state (N, H) after each step of stream s: the cell's text in a plain loop."""
     w, before = call.weights[s], previous_rows(call, call.reverse[s])
+    p = call.params[s] if call.params else ()
     rows, batch = before.numel(), call.states[0].shape[1]
     sizes = [batch] * call.x.shape[0] if call.batch_sizes is None else call.batch_sizes.tolist()
     time = [r.tolist() for r in torch.arange(rows).split(sizes)]
@@ -37,7 +38,7 @@ def every_state(call, s):
             state = tuple(a[int(before[row])] for a in found)
             gates = torch.nn.functional.linear(state[0], w.w_hh, w.b_hh).chunk(call.cell.gates)
             inputs = xg[row].chunk(call.cell.gates)
-            new, _ = call.cell.step(inputs, gates, state, (), torch.sigmoid, torch.tanh, torch.where)
+            new, _ = call.cell.step(inputs, gates, state, p, torch.sigmoid, torch.tanh, torch.where)
             for a, value in zip(found, new, strict=True):
                 a[row] = value
             if w.w_hr is not None:
@@ -61,7 +62,7 @@ def test_gradient_of_c_at_every_step(cell, name, dtype):
     inputs = inputs_of(truth)
     found = torch.autograd.grad((y, c), list(inputs.values()), (dy.double(), dc.double()))
     want = dict(zip(inputs, found, strict=True))
-    needed = (True,) * len([call.x, *call.states, *(a for w in call.weights for a in w)])
+    needed = (True,) * len(call.flat)
     for strided in (False, True):
         given = dc.mT.contiguous().mT if strided else dc
         with torch.no_grad():
@@ -69,5 +70,7 @@ def test_gradient_of_c_at_every_step(cell, name, dtype):
         named = {"x": got.dx, **{f"state {k}": a for k, a in enumerate(got.dstates)}}
         for s, w in enumerate(got.dweights or ()):
             named |= {f"{field} of stream {s}": a for field, a in w._asdict().items() if a is not None}
+        for s, own in enumerate(got.dparams):
+            named |= {f"parameter {k} of stream {s}": a for k, a in enumerate(own)}
         for what, a in named.items():
             assert_equal(f"{name} {what}", a, want[what].to(dtype), TOLERANCE[dtype])

@@ -10,6 +10,7 @@ from engine_support import Case, make_call, outputs
 from new_cell_support import NAME, page, peephole
 from support import B, H, I, T, assert_equal, leaves
 from test_cells import FUNCTIONS, random_arguments
+from test_opcheck import arguments
 from torch.export import Dim
 from torch.func import functional_call, grad, vmap
 from torch.library import opcheck
@@ -202,20 +203,11 @@ def test_it_exports_with_symbolic_sizes(page):
             assert_equal(name, a, b)
 
 
-def arguments(backend, reverse=(False, True), grad=True):
-    """Those of the op, for a small call: H = 5."""
-    draw = lambda *size: torch.randn(*size, dtype=torch.float64).requires_grad_(grad)  # noqa: E731
-    weights = [draw(*size) for _ in reverse for size in ((20, 3), (20, 5), (20,), (20,))]
-    params = [draw(5) for _ in reverse for _ in range(3)]
-    states = [draw(len(reverse), 3, 5) for _ in range(2)]
-    return NAME, backend, draw(4, 3, 3), states, weights + params, list(reverse), None, None, None
-
-
 def check_op(backend):
-    call = arguments(backend)
-    opcheck(torch.ops.fastrnn.forward, (*call, "gates", False))
+    *call, save, trail = arguments(NAME, backend, reverse=(False, True))
+    opcheck(torch.ops.fastrnn.forward, (*call, save, trail))
     with torch.no_grad():
-        y, finals, saved, _ = torch.ops.fastrnn.forward(*call, "gates", False)
+        y, finals, saved, _ = torch.ops.fastrnn.forward(*call, save, trail)
     douts = [torch.randn_like(a).requires_grad_() for a in (y, *finals)]
     needed = [True] * (1 + len(call[3]) + len(call[4]))
     opcheck(torch.ops.fastrnn.backward, (*call, y, saved, douts, [True] * 3, needed))

@@ -34,9 +34,10 @@ CASES: dict[str, dict[str, Any]] = {
     "inference": {"save": "", "trail": True, "sizes": True, "grad": False},
     "bfloat16": {"dtype": torch.bfloat16, "grad": False},
 }
+OF = {backend: [cell for cell in CELLS if backend in usable_backends(cell)] for backend in usable_backends()}
 # Cells, backends and cases in turn, so that each pair of a backend and a case comes once and the whole takes seconds.
 CHOSEN = [
-    (list(CELLS)[k % len(CELLS)] if not case.startswith("projection") else "lstm", backend, case)
+    (OF[backend][k % len(OF[backend])] if not case.startswith("projection") else "lstm", backend, case)
     for k, (case, backend) in enumerate((case, b) for b in usable_backends() for case in CASES)
     if not (backend == "native" and (CASES[case].get("resets") or CASES[case].get("trail")))
 ]
@@ -68,6 +69,7 @@ def arguments(
         weights += [new(gates * H, I), new(gates * H, out)]
         weights += [new(gates * H), new(gates * H)] if bias else []
         weights += [new(P, H)] if proj else []
+    weights += [new(H) for _ in reverse for _ in range(CELLS[cell].params)]
     rows = (sum(SIZES),) if sizes else (T, B)
     given = [new(streams, B, out), new(streams, B, H)][: CELLS[cell].states] if states else []
     return (
