@@ -20,6 +20,7 @@ def waits(monkeypatch):
     seen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", seen.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return seen
 
 
@@ -64,11 +65,54 @@ def test_it_waits_for_no_device_without_such_kernels(waits):
     assert not waits
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where torch finds no GPU")
+def test_a_gpu_that_is_not_there_is_not_asked_for():
+    """Such kernels have run on the CPU, in the emulator or the interpreter."""
+    DOGS["CUDA"].flag(CPU)
+    fastrnn.check_device("cuda")
+    fastrnn.check_device("cuda:0")
+
+
+def test_one_error_names_all_kernels_that_gave_up(waits, dog):
+    for flag in (*dog.flags.values(), *(other.flag(CPU) for other in DOGS.values())):
+        flag.fill_(1)
+    with pytest.raises(RuntimeError) as found:
+        fastrnn.check_device()
+    said = str(found.value)
+    for kernel in ("CUDA kernel on cpu", "Triton kernel on cpu", "made-up kernel on cuda:0", "made-up kernel on cuda:1"):
+        assert said.count(f"a persistent {kernel} gave up at a barrier") == 1
+    assert "outputs and gradients of those calls are NaN" in said
+    for way_out in ("fastrnn.backend('native')", "FASTRNN_TRITON_SCHEDULE=stepwise", "another"):
+        assert said.count(way_out) == 1 + (way_out == "another")  # "another process"
+    fastrnn.check_device()
+
+
+def test_a_block_that_gives_up_after_another_raises_no_second_error(monkeypatch, waits, dog):
+    """The flag is lowered after the launch that raised it is over."""
+    where = torch.device("cuda:0")
+    flag = dog.flags[where].fill_(1)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: (waits.append(device), flag.fill_(1)))
+    with pytest.raises(RuntimeError, match="made-up kernel on cuda:0 gave up"):
+        dog.check(where)
+    assert waits == [where]
+    dog.check(where)
+    assert waits == [where], "without an error it waits for nothing"
+
+
+def test_in_a_capture_the_error_is_the_kernels_and_not_that_of_waiting(monkeypatch, waits, dog):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    dog.flags[torch.device("cuda:0")].fill_(1)
+    with pytest.raises(RuntimeError, match="made-up kernel on cuda:0 gave up"):
+        dog.check(torch.device("cuda:0"))
+    assert not waits
+
+
 def test_a_device_without_index_is_the_current_one(waits, dog):
     assert dog.flag(torch.device("cuda")) is dog.flag(torch.device("cuda:1"))
     dog.flag(torch.device("cuda:1")).fill_(1)
     with pytest.raises(RuntimeError, match="kernel on cuda:1 gave up"):
         dog.check(torch.device("cuda"))
+    waits.clear()
     fastrnn.check_device("cuda")
     assert waits == [torch.device("cuda:1")]
 

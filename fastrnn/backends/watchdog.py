@@ -1,7 +1,7 @@
 """What becomes of a barrier that waits in vain: an error in Python instead of a GPU that hangs.
 
 The kernel sets a flag in page-locked host memory and makes its results NaN. The flag is looked at, without waiting
-for the device, before each further launch of such a kernel, and by `check_device`, which waits.
+for the device, before each further launch of such a kernel from Python, and by `check_device`, which waits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class GaveUp(RuntimeError):
 
 
 class Watchdog:
-    """Of one kind of kernel, whose `parts` all have to run at once; `way_out`: what serves in its place."""
+    """Of one kind of kernel, whose `parts` all have to run at once; `ways_out`: what serves in its place."""
 
-    def __init__(self, kernel: str, parts: str, way_out: str) -> None:
-        self.kernel, self.parts, self.way_out = kernel, parts, way_out
+    def __init__(self, kernel: str, parts: str, *ways_out: str) -> None:
+        self.kernel, self.parts, self.ways_out = kernel, parts, ways_out
         self.flags: dict[torch.device, Tensor] = {}
         # Two flags of one device would leave kernels with one that is looked at no more.
         self._making = threading.Lock()
@@ -49,7 +49,7 @@ class Watchdog:
             return self.flags[device]
 
     def check(self, device: torch.device) -> None:
-        """Raise if a kernel that has ended on `device` gave up waiting. It says nothing of those still running.
+        """Raise if a kernel on `device` gave up waiting. It waits for none that still runs, unless one did give up.
 
         Raises:
             GaveUp: a barrier was not passed in time; the outputs of that call are NaN.
@@ -57,12 +57,11 @@ class Watchdog:
         device = _indexed(device)
         raised = self.flags.get(device)
         if raised is not None and raised[0]:
-            raised.zero_()
-            raise GaveUp(
-                f"a persistent {self.kernel} kernel on {device} gave up at a barrier, as its {self.parts} did not all "
-                "run at once; outputs and gradients of that call are NaN. Something else held the GPU (another "
-                f"process, a debugger), or this is a defect: report it, and use {self.way_out}"
-            )
+            # Other blocks of that launch may still give up, and would raise a flag that has been lowered. In a capture
+            # nothing can be waited for; torch.cuda.graph has waited before it.
+            if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize(device)
+            _lower({device})
 
 
 def check_device(device: torch.device | str | None = None) -> None:
@@ -70,23 +69,48 @@ def check_device(device: torch.device | str | None = None) -> None:
 
     The kernels that run in many blocks at once, "K2" of the backend "cuda" and "persistent" of the backend "triton",
     never hang: where a block waits for seconds, results become NaN. The next call of such a kernel raises; this
-    function does so for the last ones, too, as before results are kept. It costs a `torch.cuda.synchronize`, or nothing
-    where no such kernel has been called, and is not to be called while a CUDA graph is being captured.
+    function does so for the last ones, too, as before results are kept. The replay of a CUDA graph, and with it
+    `torch.compile(mode="reduce-overhead")` once it has captured, runs no Python and raises nothing: call this after
+    replays, at the latest before their results are kept. It costs a `torch.cuda.synchronize`, or nothing where no such
+    kernel has been called, and is not to be called while a CUDA graph is being captured.
 
     Args:
         device: the one to wait for; by default all on which this process has called such a kernel.
 
     Raises:
-        RuntimeError: a kernel gave up since the last check. It is raised once.
+        RuntimeError: kernels gave up since the last check; it names all of them, and is raised once.
     """
-    asked = None if device is None else _indexed(torch.device(device))
-    called = {where for dog in _watchdogs for where in tuple(dog.flags) if asked in (None, where)}
+    called = {where for dog in tuple(_watchdogs) for where in tuple(dog.flags)}
+    if device is not None:
+        asked = torch.device(device)
+        # Which one is current can be asked only where there is one.
+        called = {where for where in called if where.type == asked.type and where == _indexed(asked)}
     for where in called:
         if where.type == "cuda":
             torch.cuda.synchronize(where)
-    for dog in _watchdogs:
-        for where in called:
-            dog.check(where)
+    _lower(called)
+
+
+def _lower(devices: set[torch.device]) -> None:
+    """Lower all flags of `devices`, which have been waited for, and raise one error for those that were up."""
+    raised = []
+    for dog in tuple(_watchdogs):
+        for where in devices:
+            flag = dog.flags.get(where)
+            if flag is not None and flag[0]:
+                flag.zero_()
+                raised.append((f"{dog.kernel} kernel on {where}", dog))
+    if not raised:
+        return
+    raised.sort(key=lambda found: found[0])
+    kernels = "; ".join(
+        f"a persistent {what} gave up at a barrier, as its {dog.parts} did not all run at once" for what, dog in raised
+    )
+    ways_out = " or ".join(dict.fromkeys(way for _, dog in raised for way in dog.ways_out))
+    raise GaveUp(
+        f"{kernels}; outputs and gradients of {'that call' if len(raised) == 1 else 'those calls'} are NaN. Something "
+        f"else held the GPU (another process, a debugger), or this is a defect: report it, and use {ways_out}"
+    )
 
 
 def _indexed(device: torch.device) -> torch.device:
