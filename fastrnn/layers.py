@@ -162,7 +162,7 @@ def _layers(
 ) -> tuple[Tensor, States, States]:
     engine, cell, reverse, dropout, save, trail, params, wave = how
     streams = len(reverse)
-    if wave.steps and batch_sizes is None and not params:
+    if wave.steps and batch_sizes is None:
         done = wavefront.run(engine, cell, save, wave, dropout, x, states, weights, lengths, resets)
         if done is not None:
             return *done, ()

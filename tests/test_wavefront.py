@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from new_cell_support import NAME, page, peephole
 from support import KINDS, assert_equal, error, leaves
 from tolerances import ENGINE
-from wavefront_support import CHUNK, MASKS, B, I, Padded, T, build, inputs, needs_engine
+from wavefront_support import CHUNK, MASKS, B, H, I, Padded, T, build, inputs, needs_engine
 
 import fastrnn
 from fastrnn import backends, wavefront
@@ -17,6 +18,7 @@ from fastrnn.backends.base import Query
 from fastrnn.wavefront import SETTING, decide
 from fastrnn.wavefront import lanes as streams
 
+__all__ = ["page"]  # a fixture
 D = torch.float64
 pytestmark = needs_engine
 SORTS = [  # save, dtype, are initial states given, dropout
@@ -207,6 +209,22 @@ def test_the_rule(monkeypatch):
     assert not decide(engine, QUERY._replace(S=2), 2).steps
     monkeypatch.setenv(SETTING, "0")
     assert decide(Half(), QUERY, 2)[:2] == (0, "layers one after the other: FASTRNN_WAVEFRONT=0")
+
+
+def test_a_cell_with_parameters_of_its_units_says_why_not(monkeypatch, counted, page):
+    """Also where chunks are forced, whatever backend takes such cells."""
+    monkeypatch.setenv(SETTING, str(CHUNK))
+    query, reason = QUERY._replace(cell=NAME), "layers one after the other: the cell has per-unit parameters"
+    assert decide(Half(), query, 2)[:2] == (0, reason)
+    assert decide(Half(), QUERY, 2).steps == CHUNK
+    takes = {name: BACKENDS[name] for name in BACKENDS if BACKENDS[name].takes_params and name != "reference"}
+    assert {decide(engine, query, 2)[:2] for engine in takes.values()} == {(0, reason)}
+    module, x = peephole(page, I, H, num_layers=2), torch.randn(T, B, I, dtype=D)
+    want = module(x)[0]
+    monkeypatch.setattr(BACKENDS["reference"], "differentiable", False)
+    got = module(x)[0]
+    assert not counted
+    assert_equal("y", got, want)
 
 
 def test_chunks_are_short_where_a_graph_starts_them(monkeypatch):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from fastrnn.backends.base import NOTHING, Backend, Query, Weights, flatten
-from fastrnn.cells import Cell
+from fastrnn.cells import CELLS, Cell
 from fastrnn.ordinary import ordinary
 from fastrnn.wavefront.backward import Layers
 from fastrnn.wavefront.stack import Stack, States, ends, forward
@@ -69,6 +69,8 @@ def _impossible(engine: Backend, query: Query, trail: bool, steps: int) -> str |
         return "those of two directions need the whole sequence"
     if query.ragged and not query.lengths:
         return "the batch is packed"
+    if CELLS[query.cell].params:
+        return "the cell has per-unit parameters"
     if trail:
         return "all states are asked for"
     if engine.differentiable:
