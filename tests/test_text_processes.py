@@ -29,18 +29,15 @@ pytestmark = pytest.mark.skipif(not GLOO, reason="torch was built without gloo")
 TASKS = list(STOP_AT)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder in which two processes, as torchrun starts them, have trained all tasks."""
-    folder = tmp_path_factory.mktemp("processes")
-    write_data(folder)
+def in_two_processes(folder: Path, script: str, *arguments: str, timeout: float = 280) -> list[tuple[int, str]]:
+    """Exit code and output of each of two processes that run `script` of this folder, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
               "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests" / "text_processes.py"), str(folder)]
+    command = [sys.executable, str(ROOT / "tests" / script), *arguments]
     processes = [
         subprocess.Popen(
             command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=folder,
@@ -49,12 +46,20 @@ def two(tmp_path_factory):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=280)[0] for process in processes]
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-3000:]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes, as torchrun starts them, have trained all tasks."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_data(folder)
+    for code, output in in_two_processes(folder, "text_processes.py", str(folder)):
+        assert code == 0, output[-3000:]
     return folder
 
 

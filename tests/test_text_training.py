@@ -17,7 +17,6 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 from text_support import assert_identical, at_step, config, final_state, one_thread, quiet
 
 import fastrnn
-from fastrnn.backends import meeting
 from fastrnn.text import Interrupted, LmConfig, TranslateConfig, UserError, train_lm, train_translate
 from fastrnn.text import checkpoint as checkpoints
 from fastrnn.text.data import segment
@@ -40,27 +39,6 @@ def test_every_optimizer_takes_its_options_and_learns(config, optimizer):
     assert group.get("betas", (0.9, 0.9)) == (0.9, 0.9)
     history = train_lm(dataclasses.replace(config, epochs=2), echo=quiet).history
     assert history[1]["valid_loss"] < history[0]["valid_loss"]
-
-
-@pytest.mark.parametrize("save_every", [0, 20])
-def test_no_checkpoint_holds_what_a_kernel_left_that_gave_up(config, monkeypatch, save_every, tmp_path):
-    """The flag goes up in the second epoch: what the first one saved is kept."""
-    flag = meeting.watchdog.flag(torch.device("cpu"))
-    at_step(monkeypatch, LmTask, 60, lambda: flag.fill_(1))
-    last, said = tmp_path / "run" / "last.ckpt", []
-    with pytest.raises(UserError, match=rf"kernel on cpu gave up .*; nothing of it was saved: .*--resume {last}$"):
-        train_lm(dataclasses.replace(config, save_every=save_every), echo=said.append)
-    assert checkpoints.load(last)["global_step"] == (60 if save_every else 50)
-    assert sum("epoch" in line for line in said) == 1
-    fastrnn.check_device()
-
-
-def test_a_kernel_that_gives_up_before_the_first_checkpoint(config, monkeypatch, tmp_path):
-    flag = meeting.watchdog.flag(torch.device("cpu"))
-    at_step(monkeypatch, LmTask, 3, lambda: flag.fill_(1))
-    with pytest.raises(UserError, match="nothing of it was saved: start again"):
-        train_lm(config, echo=quiet)
-    assert not list((tmp_path / "run").glob("*.ckpt"))
 
 
 def test_averages_are_those_of_the_weights_since_the_trigger():

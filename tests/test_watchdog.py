@@ -79,7 +79,7 @@ def test_one_error_names_all_kernels_that_gave_up(waits, dog):
     with pytest.raises(RuntimeError) as found:
         fastrnn.check_device()
     said = str(found.value)
-    for kernel in ("CUDA kernel on cpu", "Triton kernel on cpu", "made-up kernel on cuda:0", "made-up kernel on cuda:1"):
+    for kernel in ("CUDA kernel on cpu", "Triton kernel on cpu", *(f"made-up kernel on cuda:{i}" for i in (0, 1))):
         assert said.count(f"a persistent {kernel} gave up at a barrier") == 1
     assert "outputs and gradients of those calls are NaN" in said
     for way_out in ("fastrnn.backend('native')", "FASTRNN_TRITON_SCHEDULE=stepwise", "another"):

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from ..backends.watchdog import GaveUp, check_device
 from .distributed import is_first, largest
 from .errors import Interrupted, UserError
+from .kernels import nothing_saved
 from .optim import averaged, stale_epochs
 from .runs import BEST, LAST
 
@@ -148,9 +149,7 @@ class Saver(Callback):
         except GaveUp as error:
             what = str(error)
         if largest(int(bool(what)), task.device):
-            last = self.folder / LAST
-            way_on = f"continue with --resume {last}" if last.exists() else "start again"
-            raise UserError(f"{what or 'a kernel of another process gave up'}; nothing of it was saved: {way_on}")
+            raise nothing_saved(what or "a kernel of another process gave up", self.folder)
 
     def stop(self, signum: int, where: str) -> None:
         raise Interrupted(str(self.folder / LAST), where, signum, silent=not is_first())

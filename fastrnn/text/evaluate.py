@@ -14,6 +14,7 @@ from . import checkpoint as checkpoints
 from .data.hub import on_hub
 from .data.stream import IGNORE, BpttLoader
 from .errors import UserError
+from .kernels import trusted
 from .models.lm import LanguageModel
 
 
@@ -75,14 +76,15 @@ def evaluate_checkpoint(
     path: str, data: str | None, split: str | None, batch_size: int, layer: str | None
 ) -> list[str]:
     """The score of any task's checkpoint on `data`, by default what it was trained on, of which the test or else the
-    validation split. In lines; raises UserError for bad files and data."""
+    validation split. In lines; raises UserError for bad files and data, and where a kernel gave up."""
     from .tasks import find_task
 
     head = checkpoints.load(path)["fastrnn"]
     trained = head["config"]["data"]
     if data is None and trained is not None and not on_hub(trained) and not Path(trained).exists():
         raise UserError(f"{trained}, which {path} was trained on, is not there: name the data with --data")
-    lines: list[str] = find_task(head["task"]).evaluate(path, data, split, batch_size, layer)
+    with trusted("there is no score: evaluate again, or with --layer torch"):
+        lines: list[str] = find_task(head["task"]).evaluate(path, data, split, batch_size, layer)
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -17,13 +18,16 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from ..backends.watchdog import GaveUp
 from . import checkpoint as checkpoints
 from .callbacks import ProgressBar, Saver, Stopper
 from .config import RunConfig, resumed
 from .distributed import FOLDER, alone, check_launch, is_first
 from .errors import UserError
-from .runs import resume_path, run_folder
+from .kernels import nothing_saved, trusted
+from .runs import BEST, resume_path, run_folder
 from .task import Echo, Result, Task
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -117,7 +121,7 @@ def plugins() -> list[Any]:
 def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
     """Trains `task` on its loaders, checkpoints in `folder`, from `resume` on if given.
 
-    Raises Interrupted on SIGINT or SIGTERM, after the step in progress and its checkpoint.
+    Raises Interrupted on SIGINT or SIGTERM, after the step in progress and its checkpoint. UserError: a kernel gave up.
     """
     config, stopper, data = task.config, Stopper(), task.data
     for name in ("lightning.pytorch", "lightning.fabric"):  # its banners and hints are logged as INFO
@@ -152,14 +156,27 @@ def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
         # A linear layer's output over time is a view, and nothing edits it in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         ckpt = None if resume is None else str(resume)
-        trainer.fit(task, data.train, data.valid, ckpt_path=ckpt, weights_only=True)
+        try:
+            trainer.fit(task, data.train, data.valid, ckpt_path=ckpt, weights_only=True)
+        except GaveUp as error:  # raised by the call after the one that gave up, within a step of this process alone
+            end_others(trainer)
+            raise nothing_saved(str(error), folder) from error
+
+
+def end_others(trainer: L.Trainer) -> None:
+    """Ends the processes that Lightning has started from this one, as they would wait for it within a step. Where this
+    one was started itself, whoever did so ends the others when it ends with an error."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)  # nothing less ends who waits within NCCL
 
 
 def conclude(task: Task, folder: Path, echo: Echo, lines: list[str]) -> Any:
     """The task's result, and the report of the run; in the first process only (the others return None)."""
     if not is_first():
         return None
-    with alone():
+    way_on = f"its results are not to be trusted: score {folder / BEST} anew with fastrnn evaluate"
+    with alone(), trusted(way_on):
         result: Result = task.finish(folder, echo)
     if task.config.report:
         from .report import write_report
