@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import KINDS, leaves
-from wavefront_support import CHUNK, MASKS, Engine, Hazard, Operations, T, Watched, build, inputs, needs_engine
+from wavefront_support import CALLER, CHUNK, MASKS, Engine, Hazard, Operations, T, Watched, build, inputs, needs_engine
 
 from fastrnn import backends
 from fastrnn.backends import BACKENDS
@@ -92,6 +92,35 @@ def test_memory_freed_too_early_is_found():
     for grad in (True, False):
         with scene("lstm") as (patch, module), pytest.raises(Hazard, match="may be freed"):
             walk(patch, module, Watched(keeps=False), grad=grad)
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_after_an_error_the_caller_still_waits_for_every_lane(monkeypatch, way):
+    """What is under way uses the memory of the caller, who may free it as the error passes."""
+    method = "forward_after" if way == "forward" else "backward"
+    plain, calls = getattr(Engine, method), []
+
+    def fails(self, call: Any, *rest: Any, **options: Any) -> Any:
+        result = plain(self, call, *rest, **options)
+        calls.append(self.lanes.now)
+        if len(calls) == 6:  # on the third diagonal: others have begun, and none is through
+            raise Failure
+        return result
+
+    monkeypatch.setattr(Engine, method, fails)
+    with scene("lstm") as (patch, module):
+        lanes = Watched()
+        with pytest.raises(Failure):
+            walk(patch, module, lanes)
+    assert lanes.now == CALLER
+    known = lanes.clocks[CALLER]
+    assert len(set(calls)) > 3, "several lanes are at work"
+    for lane in set(calls):
+        assert known.get(lane, 0) == lanes.clocks[lane][lane], f"lane {lane}"
 
 
 def test_the_order_is_a_wavefront():

@@ -71,8 +71,10 @@ class Watched(Lanes):
     @contextlib.contextmanager
     def on(self, lane: int) -> Iterator[None]:
         before, self.now = self.now, lane
-        yield
-        self.now = before
+        try:
+            yield
+        finally:  # as torch.cuda.stream
+            self.now = before
 
     def record(self, lane: int) -> Event:
         return lane, dict(self.clock(lane))
