@@ -114,9 +114,7 @@ def check_what_was_kept(folder) -> None:
 @needs_gloo
 def test_a_kernel_of_one_process_ends_both_at_the_next_checkpoint(tmp_path):
     """The second one's, so that the first, which writes, must be told."""
-    first, second = in_two_processes(
-        tmp_path, "gave_up_processes.py", "checkpoint", "1", *train_line(tmp_path), timeout=120
-    )
+    first, second = in_two_processes(tmp_path, "gave_up_processes.py", "checkpoint", "1", *train_line(tmp_path))
     way_on = f"nothing of it was saved: continue with --resume {tmp_path}/run/last.ckpt\n"
     assert first[0] == second[0] == 2, first[1] + second[1]
     assert f"error: a kernel of another process gave up; {way_on}" in first[1]
@@ -129,7 +127,7 @@ def test_a_kernel_of_one_process_ends_both_at_the_next_checkpoint(tmp_path):
 @needs_gloo
 def test_a_call_that_raises_in_one_process_ends_it_and_the_other_fails(tmp_path):
     """By gloo the first one is told that the connection is closed, before a launcher ends it."""
-    first, second = in_two_processes(tmp_path, "gave_up_processes.py", "call", "1", *train_line(tmp_path), timeout=120)
+    first, second = in_two_processes(tmp_path, "gave_up_processes.py", "call", "1", *train_line(tmp_path))
     assert second[0] == 2, second[1]
     assert SAID in second[1]
     assert "Traceback" not in second[1]
@@ -147,10 +145,11 @@ def test_processes_that_lightning_started_are_ended(tmp_path):
         start_new_session=True,
     )  # fmt: skip
     try:
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=280)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert process.returncode == 2, output
     assert SAID in output
     assert "Traceback" not in output

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not GLOO, reason="torch was built without gloo")
 TASKS = list(STOP_AT)
 
 
-def in_two_processes(folder: Path, script: str, *arguments: str, timeout: float = 280) -> list[tuple[int, str]]:
+def in_two_processes(folder: Path, script: str, *arguments: str) -> list[tuple[int, str]]:
     """Exit code and output of each of two processes that run `script` of this folder, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,7 +46,7 @@ def in_two_processes(folder: Path, script: str, *arguments: str, timeout: float 
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        outputs = [process.communicate(timeout=280)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from ..backends.watchdog import GaveUp
 from . import checkpoint as checkpoints
@@ -165,7 +165,7 @@ def fit(task: Task, folder: Path, resume: Path | None, echo: Echo) -> None:
 
 def end_others(trainer: L.Trainer) -> None:
     """Ends the processes that Lightning has started from this one, as they would wait for it within a step. Where this
-    one was started itself, whoever did so ends the others when it ends with an error."""
+    one was started by another, that one ends the rest when it ends with an error."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGKILL)  # nothing less ends who waits within NCCL
