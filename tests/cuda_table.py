@@ -1,4 +1,4 @@
-"""What the compiler made of each CUDA kernel: registers, stack, tensor-core instructions.
+"""What the compiler made of each CUDA kernel: registers, tensor-core instructions, bytes of static shared memory.
 
     python tests/cuda_table.py build/cuda   # after `make cuda`: writes tests/cuda_kernels.json; several folders add up
 
@@ -53,7 +53,8 @@ Usage = dict[str, dict[str, dict[str, int]]]
 
 
 def read(objects: Path) -> Usage:
-    """kernel -> architecture -> registers, stack and local bytes, counts of HMMA and of accesses to local memory."""
+    """kernel -> architecture -> registers; bytes of stack, shared (static) and local memory; counts of HMMA and of
+    accesses to local memory."""
     found: Usage = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # it is other processes that work
         for one in pool.map(_read_one, sorted(objects.rglob("*.cu.o"))):
@@ -69,7 +70,14 @@ def _read_one(path: Path) -> Usage:
         if "Function" in line:
             name = kernel_name(line)
         if name and arch and (m := _USAGE.search(line)):
-            usage = {"registers": int(m[1]), "stack": int(m[2]), "local": int(m[4]), "hmma": 0, "spills": 0}
+            usage = {
+                "registers": int(m[1]),
+                "stack": int(m[2]),
+                "shared": int(m[3]),
+                "local": int(m[4]),
+                "hmma": 0,
+                "spills": 0,
+            }
             found.setdefault(name, {})[arch] = usage
     arch = name = None
     use: dict[str, int] = {}
@@ -92,11 +100,16 @@ def _dump(what: str, path: Path) -> list[str]:
     ).stdout.splitlines()
 
 
+def counted(use: dict[str, int]) -> list[int]:
+    """What the table holds of a kernel; all else is zero."""
+    return [use["registers"], use["hmma"], use["shared"]]
+
+
 def main(folders: list[str]) -> None:
     table: dict[str, dict[str, list[int]]] = {}
     for folder in folders:
         for name, row in read(Path(folder)).items():
-            table.setdefault(name, {}).update({arch: [use["registers"], use["hmma"]] for arch, use in row.items()})
+            table.setdefault(name, {}).update({arch: counted(use) for arch, use in row.items()})
     rows = [f"    {json.dumps(name)}: {json.dumps(dict(sorted(table[name].items())))}" for name in sorted(table)]
     TABLE.write_text(
         f'{{\n  "nvcc": "{nvcc_version(Path(folders[0]))}",\n  "kernels": {{\n' + ",\n".join(rows) + "\n  }\n}\n"

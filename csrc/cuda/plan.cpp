@@ -138,8 +138,8 @@ std::string check(const Request& r) {
   if (r.cell < 0 || r.cell >= int(sizeof kCells / sizeof *kCells)) return "no such cell";
   if (int(r.number) < 0 || r.number >= NumberId::Count) return "no such number type";
   if (r.H < 1 || r.B < 1 || r.S < 1 || r.S > 32) return "H, B and S from 1 on, S up to 32, are required";
-  if (r.H > 1 << 14) return "H beyond 16384";
-  if (r.B > 1 << 30) return "B beyond 2^30";
+  if (r.H > 1 << 14) return "H is 16384 at most; use a smaller H or another backend";
+  if (int64_t(r.S) * r.B > 1 << 26) return "directions times B are 2^26 at most; use a smaller B or another backend";
   if (r.H % (16 / size_of(r.number))) return "H must be a multiple of " + std::to_string(16 / size_of(r.number));
   return "";
 }
@@ -166,7 +166,7 @@ Plan plan(const Request& r, const Limits& device) {
   best.error = check(r);
   if (!best.error.empty()) return best;
   if (device.capability < 80) {
-    best.error = "the kernels need a GPU of compute capability 8.0 or later";
+    best.error = "the kernels need a GPU of compute capability 8.0 or later; use another backend";
     return best;
   }
   const Facts& cell = kCells[r.cell];

@@ -63,11 +63,11 @@ class Cuda(Backend):
         if unlike := CELLS[query.cell].unlike(module.sizes[query.cell]):
             return unlike
         if query.dtype not in _NUMBERS:
-            return f"the kernels have no {query.dtype}"
+            return f"the kernels have no {query.dtype}: bfloat16, float16 or float32, or another backend"
         if query.P != query.H:
-            return "the kernels have no projections"
+            return "the kernels have no projections: proj_size=0, or another backend"
         if not (query.I and query.H and query.B):
-            return "the kernels need at least one row, one feature and one unit"
+            return "the kernels need at least one row, one feature and one unit; use another backend"
         for backward in (False, True)[: 1 + query.grad]:
             try:
                 error = self._plan_for(query, backward).error
