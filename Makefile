@@ -48,9 +48,11 @@ SANITIZER ?= $(shell command -v compute-sanitizer)
 gpu := FASTRNN_TEST_DEVICE=cuda $(PYTHON) -m pytest -p no:cacheprovider
 gpu-test:
 	$(gpu) $(wildcard tests/test_triton_*.py) $(ARGS)
+	$(PYTHON) -m fastrnn.cli verify --backends cuda
 	$(if $(SANITIZER),for tool in memcheck racecheck synccheck; do \
 	  FASTRNN_TEST_DEVICE=cuda $(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -p no:cacheprovider -q \
-	    tests/test_triton_parity.py -k 'test_fp32 and lstm and (dense or packed)' || exit $$?; done, \
+	    tests/test_triton_parity.py -k 'test_fp32 and lstm and (dense or packed)' || exit $$?; \
+	  $(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m fastrnn.cli verify --backends cuda || exit $$?; done, \
 	  @echo 'no compute-sanitizer was found: races and bad addresses were not looked for')
 
 gpu-bench:

@@ -70,14 +70,8 @@ def _read_one(path: Path) -> Usage:
         if "Function" in line:
             name = kernel_name(line)
         if name and arch and (m := _USAGE.search(line)):
-            usage = {
-                "registers": int(m[1]),
-                "stack": int(m[2]),
-                "shared": int(m[3]),
-                "local": int(m[4]),
-                "hmma": 0,
-                "spills": 0,
-            }
+            usage = dict(zip(("registers", "stack", "shared", "local"), map(int, m.groups()), strict=True))
+            usage |= {"hmma": 0, "spills": 0}
             found.setdefault(name, {})[arch] = usage
     arch = name = None
     use: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Each kernel of K1 on the emulator: every variant, cell and type, clusters up to the largest, more than two streams."""
+"""Each kernel of K1 on the emulator: every variant, cell and type, the largest clusters, three streams."""
 
 from __future__ import annotations
 

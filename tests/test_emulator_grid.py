@@ -10,7 +10,8 @@ import torch
 from emulator_support import EMULATOR, NUMBERS, ROOT, emulated, needs_emulator, needs_races
 from engine_support import Case, like
 from support import error
-from test_emulator_kernels import BOTH, REVERSE, assert_parity, make, of_kernel, run, same_bits
+from test_emulator_clusters import of_kernel
+from test_emulator_kernels import BOTH, REVERSE, assert_parity, make, run, same_bits
 from tolerances import KERNELS
 
 import fastrnn
