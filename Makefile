@@ -77,7 +77,7 @@ sanitize: .venv/.installed
 	cp -r tests benchmarks pyproject.toml build/sanitized
 	cd build/sanitized && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
-	  $(CURDIR)/$(BIN)/pytest -n logical --maxprocesses 4 -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
+	  $(CURDIR)/$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
 
 # The emulator's tests in the same way.
 sanitize-emulator: .venv/.installed
