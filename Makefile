@@ -71,13 +71,14 @@ format: .venv/.lint
 
 # The engine and its tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.
 SANITIZED_TESTS ?= $(wildcard tests/test_engine*.py) tests/test_quick.py tests/test_quick_backward.py
-sanitize: .venv/.installed
-	rm -rf build/sanitized
-	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .
+# Of AVX-512 with and without its bf16 products the suite runs the better one alone.
+sanitize: .venv/.installed .venv/.sanitized
+	cd build/sanitized && rm -rf tests benchmarks
 	cp -r tests benchmarks pyproject.toml build/sanitized
 	cd build/sanitized && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
-	  $(CURDIR)/$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS) $(ARGS)
+	  $(CURDIR)/$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal -p no:cacheprovider -m "not slow" \
+	  --deselect 'tests/test_engine_isa.py::test_parity[avx512]' $(SANITIZED_TESTS) $(ARGS)
 
 # The emulator's tests in the same way.
 sanitize-emulator: .venv/.installed
@@ -119,6 +120,11 @@ $(BIN)/cmake -S . -B $(1) -G Ninja -DFASTRNN_EMULATOR=ON $(2) -DCMAKE_MAKE_PROGR
   -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" > /dev/null
 $(BIN)/cmake --build $(1) --target _emulator
 endef
+
+.venv/.sanitized: .venv/.tools $(engine) $(shell find fastrnn -name '*.py')
+	rm -rf build/sanitized
+	FASTRNN_SANITIZE=1 $(pip) --no-build-isolation --no-deps --target build/sanitized .
+	touch $@
 
 .venv/.emulator: .venv/.tools $(emulator)
 	@echo 'building the emulator'
