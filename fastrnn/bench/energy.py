@@ -75,15 +75,21 @@ def nvml() -> Meter:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
         raise Unmetered(f"NVML cannot be loaded: {error}") from None
+    library.nvmlErrorString.restype = ctypes.c_char_p
+
+    def check(code: int, refusal: str) -> None:
+        if code:
+            raise Unmetered(f"{refusal}: {library.nvmlErrorString(code).decode()}")
+
     handle, value = ctypes.c_void_p(), ctypes.c_ulonglong()
     uuid = f"GPU-{torch.cuda.get_device_properties().uuid}".encode()  # type: ignore[attr-defined, unused-ignore]
-    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)):
-        raise Unmetered("NVML does not find the device")
-    if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)):
-        raise Unmetered("NVML keeps no count of this device's energy (before Volta it does not)")
+    check(library.nvmlInit_v2(), "NVML cannot be started")
+    check(library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)), f"NVML does not find {uuid.decode()}")
 
     def read() -> list[float]:
-        library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
+        code = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value))
+        check(code, "NVML gives no count of this device's energy (before Volta it keeps none)")
         return [value.value / 1e3]
 
+    read()
     return Meter(read, [2.0**64 / 1e3])

@@ -77,7 +77,9 @@ def graphed(job: Job, sides: dict[str, Subject], name: str) -> Subject:
     try:
         replay, returned = capture(side.iterate)
     except RuntimeError as error:  # cuDNN has calls that cannot be captured
-        raise Absent(f"cannot be captured: {str(error).splitlines()[0]}") from None
+        # A call that fails ends the capture, which then fails, too, and tells nothing of the cause.
+        cause = error.__context__ or error
+        raise Absent(f"cannot be captured: {next(iter(str(cause).splitlines()), type(cause).__name__)}") from None
     return Subject(side.module, replay, lambda _: side.read(returned), side.arguments, side.keywords)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.backends.watchdog import check_device
 from fastrnn.bench import energy, memory, peers, report, roofline
 from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, read, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
@@ -167,6 +168,7 @@ def measure(job: Job, options: Options, echo: Callable[[str], None]) -> Record:
     """The record of `job`, or that of its failure."""
     try:
         record = MEASURE[job.what](job, options)
+        check_device()  # no time of a kernel that gave up: the last call does not tell, nor does the replay of a graph
     except Exception as error:  # one case must not end the run; the exit status tells
         record = {"kind": "failure", "what": job.what, **job.key(), "message": f"{type(error).__name__}: {error}"}
     echo(report.line(record))
