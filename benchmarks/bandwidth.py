@@ -7,13 +7,12 @@ Gigabytes of W_hh per second, of the fastest fifth of the rounds.
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
 
 import fastrnn
-from fastrnn.bench.environment import describe
+from fastrnn.bench.environment import heading
 from fastrnn.bench.measure import interleave, summary
 
 CELLS = ("LSTM", "GRU", "RNN")
@@ -35,8 +34,7 @@ def line(cell: str, hidden: int, budget: float) -> str:
 
 def main(budget: float = 0.5) -> None:
     torch.set_num_threads(1)
-    facts = describe(fastrnn)
-    print(f"{facts['cpu']}; torch {facts['torch']}, commit {facts['commit']}, 1 thread, load {os.getloadavg()[0]:.1f}")
+    print(heading(fastrnn))
     print(f"{'cell':5}{'H':>5}{'W_hh':>11}{'layer, GB/s':>12}{'torch.mv':>12}{'torch.sum':>12}")
     for cell in CELLS:
         for hidden in SIZES:

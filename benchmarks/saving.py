@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn.bench.environment import heading
 from fastrnn.bench.measure import interleave, summary
 
 SHAPES = ((100, 32, 256), (35, 20, 208), (512, 8, 128), (20, 64, 512))  # T, B, H
@@ -63,17 +64,16 @@ def measure(cell: str, shape: tuple[int, int, int], budget: float) -> list[str]:
     return [f"{cell:4} {steps:4} {batch:3} {hidden:4} | " + " | ".join(cells) + f" | {ratios}"]
 
 
-def main(arguments: list[str]) -> int:
-    budget = float(arguments[0]) if arguments else 2.0
+def main(budget: float = 2.0) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"forward and backward, fp32, 1 thread, torch {torch.__version__}")
+    print(heading(fastrnn))
+    print("forward and backward, fp32")
     print("cell    T   B    H |  torch.nn MiB, ms  |  gates    MiB, ms  |  states   MiB, ms  | states/gates: MiB, ms")
     for cell in ("LSTM", "GRU"):
         for shape in SHAPES:
             print(*measure(cell, shape, budget), sep="\n", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*map(float, sys.argv[1:]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastrnn
+from fastrnn.bench.environment import heading
 from fastrnn.bench.measure import interleave, summary
 
 SHAPES = ((35, 20, 128), (100, 4, 64))  # T, B, H
@@ -86,16 +87,15 @@ def measure(cell: str, shape: tuple[int, int, int], budget: float) -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> int:
-    budget = float(arguments[0]) if arguments else 4.0
+def main(budget: float = 4.0) -> None:
     torch.set_num_threads(1)
-    print(f"fp32, 1 thread, torch {torch.__version__}; ratios to forward and backward")
+    print(heading(fastrnn))
+    print("fp32; ratios to forward and backward")
     print("cell (T, B, H)      way                                      fastrnn           | torch.nn")
     for cell in ("LSTM", "GRU"):
         for shape in SHAPES:
             print(*measure(cell, shape, budget), sep="\n", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*map(float, sys.argv[1:]))

@@ -62,6 +62,13 @@ def describe(library: Any, command: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def heading(library: Any) -> str:
+    """The line above a small table: CPU, torch, commit, torch's present threads, load."""
+    facts, threads = describe(library), torch.get_num_threads()
+    made_by = f"{facts['cpu']}; torch {facts['torch']}, commit {facts['commit']}"
+    return f"{made_by}, {threads} thread{'s' if threads > 1 else ''}, load {facts['load']:.1f}"
+
+
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
