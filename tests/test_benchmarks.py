@@ -1,5 +1,6 @@
 """The benchmark suite: both sides do the same, nothing that is wrong is timed, and what one measurement holds."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import torch
 from bench_support import COMBINATIONS, STEP, TINY, OtherLibrary, job, options
 from torch import nn
 
-from benchmarks import bandwidth, overhead
+import fastrnn
+from benchmarks import bandwidth, overhead, saving, slow_paths
+from fastrnn.backends import steps_natively
 from fastrnn.bench import environment, measuring, memory, parity, shapes, subjects
 
 # The two sides
@@ -120,11 +123,75 @@ def test_small_benchmarks_give_a_line_of_positive_figures():
     for text, start, figures in (
         (bandwidth.line("GRU", 24, 0.01), "GRU     24      6 KiB", 3),
         (overhead.line("LSTMCell", 8, 0.01), "LSTMCell  H=8    |", 9),
+        (overhead.batch_line("GRUCell", 64, 192, 0.01).removesuffix("| ours"), "GRUCell   B=64  H=192  |", 3),
+        (overhead.batch_line("LSTMCell", 12, 193, 0.01).removesuffix("| ours"), "LSTMCell  B=12  H=193  |", 3),
+        (overhead.batch_line("RNNCell", 5, 8, 0.01).removesuffix("| torch.nn"), "RNNCell   B=5   H=8    |", 3),
     ):
         assert text.startswith(start)
         values = [float(v) for v in text.removeprefix(start).replace("|", " ").split()]
         assert len(values) == figures
         assert min(values) >= 0
+
+
+def test_the_grid_of_batches_lies_on_both_sides_of_the_rule_and_runs_the_engine(monkeypatch):
+    for kind in overhead.CELLS:
+        cell = kind.removesuffix("Cell").lower()
+        sides = {steps_natively(cell, b, h) for b in overhead.BATCHES for h in overhead.CELL_SIZES}
+        assert sides == {True, False}, kind
+    timed = []
+    monkeypatch.setattr(overhead, "interleave", lambda calls, _: timed.append(calls) or [[1.0], [2.0]])
+    assert overhead.batch_line("RNNCell", 64, 16, 0.0).endswith("| 1000000.0 2000000.0   0.50 | torch.nn")
+    ((theirs, ours),) = timed
+    assert type(module_of(theirs)) is nn.RNNCell
+    assert module_of(ours).backend == "cpu"
+
+
+def module_of(call):
+    return inspect.getclosurevars(call).nonlocals["module"]
+
+
+def test_a_cell_with_wrong_gradients_is_not_timed(monkeypatch):
+    class Wrong(nn.GRUCell):
+        def __init__(self, *sizes, backend):
+            super().__init__(*sizes)
+
+        def forward(self, x):
+            h = super().forward(x)
+            return h + 0.01 * (self.bias_hh.sum() - self.bias_hh.sum().detach())
+
+    monkeypatch.setattr(overhead.fastrnn, "GRUCell", Wrong)
+    monkeypatch.setattr(overhead, "interleave", lambda *_: pytest.fail("timed before the gate"))
+    with pytest.raises(AssertionError, match="not close"):
+        overhead.batch_line("GRUCell", 3, 5, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use, in forward mode
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+@pytest.mark.parametrize("benchmark", [bandwidth, overhead, saving, slow_paths], ids=lambda b: b.__name__)
+def test_a_small_benchmark_tells_first_where_it_runs(benchmark, monkeypatch, capsys):
+    sizes = {"KINDS": ("GRU",), "CELLS": ("GRUCell",) if benchmark is overhead else ("GRU",), "BATCHES": (2,)}
+    sizes |= {"SIZES": (8,), "CELL_SIZES": (8,), "SHAPES": ((3, 2, 8),)}
+    for name in sizes.keys() & vars(benchmark).keys():
+        monkeypatch.setattr(benchmark, name, sizes[name])
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 7.0, 7.0))
+    threads = torch.get_num_threads()
+    try:
+        benchmark.main(0.0)
+    finally:
+        torch.set_num_threads(threads)
+    facts = environment.describe(fastrnn)
+    first, *table = capsys.readouterr().out.splitlines()
+    assert first == f"{facts['cpu']}; torch {torch.__version__}, commit {facts['commit']}, 1 thread, load 1.2"
+    assert any("GRU" in row for row in table)
+
+
+def test_the_heading_tells_the_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert ", 2 threads, load " in environment.heading(nn)
+    finally:
+        torch.set_num_threads(threads)
 
 
 # Memory
