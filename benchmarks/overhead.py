@@ -78,7 +78,7 @@ def batch_line(kind: str, batch: int, size: int, budget: float) -> str:
     return f"{kind:9} B={batch:<3} H={size:<4} | {in_turn(theirs, ours, x, 'training step', budget)} | {taken}"
 
 
-def main(budget: float = 0.5) -> None:
+def main(budget: float = 0.4) -> None:
     torch.set_num_threads(1)
     print(heading(fastrnn))
     columns = f"{'torch.nn':>7} {'ours':>6} {'ratio':>6}"
