@@ -24,9 +24,8 @@ from fastrnn.bench.run import KINDS, identity, measure, plan
 from fastrnn.cli.parser import UsageError
 
 TRIES = 3
-# Two quiet runs of the whole grid on one machine, a day apart, of nearly the same code and with samples of other
-# lengths, differed by 1.34 (one thread) and 1.39 (two) in one cell of twenty, by 1.03 and 1.07 in the median cell: spans
-# within a run do not show that.
+# Two quiet runs of the whole grid on one machine, a day apart, of nearly the same code, with samples of other lengths,
+# differed by 1.34 (one thread) and 1.39 (two) in one cell of twenty, by 1.03 and 1.07 in the median cell.
 TOLERANCE = 0.3
 Record = dict[str, Any]
 
