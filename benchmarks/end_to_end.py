@@ -30,6 +30,7 @@ from fastrnn.bench.measure import summary
 from fastrnn.cli.parser import PRESETS
 from fastrnn.text.task import Task
 from fastrnn.text.tasks import find_task
+from fastrnn.text.training import PRECISION
 
 LAYERS = ("torch", "fastrnn")
 TASKS = ("lm", "classify", "translate")
@@ -60,7 +61,8 @@ def train(kind: type[Task], config: Any, data: Any, steps: int) -> Watch:
     torch.manual_seed(config.seed)
     watch = Watch()
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=WARM_UP + steps, limit_val_batches=0, logger=False, callbacks=[watch],
+        accelerator="cpu", devices=1, precision=PRECISION[config.precision], max_steps=WARM_UP + steps,
+        limit_val_batches=0, logger=False, callbacks=[watch],
         accumulate_grad_batches=config.accumulate, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip

@@ -32,6 +32,9 @@ from fastrnn.cli.parser import UsageError
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("bandwidth", "overhead", "saving", "slow_paths")  # each prints a table; its argument: seconds a line
+# Loops over a step made by torch.compile, which takes long to make: a few usual shapes, in a folder of their own.
+PEERS = ["--peers", "compiled loop", "--cases", "T100-B1-H256", "T35-B20-H200", "--cells", "LSTM", "GRU", "--modes",
+         "inference", "training", "--threads", "1", "--parts", "timing", "--passes", "1"]  # fmt: skip
 PATIENCE = 300.0  # seconds that a load of our own making may take to fall
 
 
@@ -44,10 +47,18 @@ def steps(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
     made = [("grid", [*here, "benchmarks", "--threads", *threads, "--budget", f"{args.budget:g}", "--save", *out])]
     if args.processes > 1:
         made.append(("ddp", [*here, "benchmarks", "--ddp", str(args.processes), "--save", *out]))
+    made.append(
+        ("peers", [*here, "benchmarks", *PEERS, "--budget", f"{args.budget:g}", "--save", "--out", _beside(args)])
+    )
     harness = ["--rounds", "1", "--steps", "2"] if args.budget else []
     made.append(("end_to_end", [*here, "benchmarks.end_to_end", "--threads", *threads, "--save", *harness, *out]))
     made += [(name, [*here, f"benchmarks.{name}", *small]) for name in SMALL]
     return made
+
+
+def _beside(args: argparse.Namespace) -> str:
+    """Not among the records that --check takes the newest of."""
+    return str(results(args.out) / "peers")
 
 
 def wait_until_quiet(load: Callable[[], float], sleep: Callable[[float], None], patience: float) -> None:

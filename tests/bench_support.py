@@ -1,6 +1,7 @@
 """A library in the place of fastrnn, and tiny cases, for the tests of the benchmark suite."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -79,3 +80,24 @@ def stand_in(monkeypatch):
 
 QUICK = ["--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--budget", "0"]
 SAVED = [*QUICK, "--parts", "timing", "--cells", "GRU", "--modes", "inference"]
+
+
+def record(case, ratio, spread=0.01, **more):
+    times = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    ratios = {"p20": ratio * (1 - spread), "p50": ratio, "p80": ratio * (1 + spread)}
+    key = {"kind": "measurement", "case": case, "cell": "GRU", "mode": "training", "threads": 1}
+    same = {"rounds": 5, "baseline": times, "subject": times, "gemm": None, "chosen": "cpu", "flops": 1.0}
+    return {**key, **same, "ratio": ratios, **more}
+
+
+def passes(case, *ratios, **more):
+    """A record for each pass."""
+    return [record(case, ratio, **{"pass": number}, **more) for number, ratio in enumerate(ratios)]
+
+
+def write(path, records, **changes):
+    facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "system"}
+    facts |= dict.fromkeys(("torch", "fastrnn", "commit", "python", "date", "command", "info"), "")
+    facts |= {"subject": "fastrnn", "variables": {}, **changes}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (facts, *records)))
+    return str(path)

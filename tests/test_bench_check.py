@@ -1,9 +1,10 @@
 """`fastrnn bench --check`: what it holds itself against, and what it names."""
 
 import pytest
-from test_bench_model import record, write
+from bench_support import passes, record, write
 
-from fastrnn.bench import check, report
+import fastrnn as library
+from fastrnn.bench import check, environment, report
 from fastrnn.bench.shapes import CASES
 from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
@@ -12,7 +13,7 @@ from fastrnn.cli.parser import UsageError
 @pytest.mark.parametrize(("later", "code"), [((1.2, 1.2, 1.2), 1), ((1.2, 2.0), 0)])
 def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, later, code):
     name = CASES[0].name
-    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0), record("gone", 2.0)])
+    baseline = write(tmp_path / "cpu-1.jsonl", [*passes(name, 2.0, 2.1, 1.9), *passes("gone", 2.0, 2.0)])
     ratios = iter(later)
     seen = []
 
@@ -28,7 +29,7 @@ def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, l
 
 def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monkeypatch, capsys):
     name = CASES[0].name
-    baseline = write(tmp_path / "cpu-1.jsonl", [record(name, 2.0)])
+    baseline = write(tmp_path / "cpu-1.jsonl", passes(name, 2.0, 2.1, 1.9))
     key = {"case": name, "cell": "GRU", "mode": "training", "threads": 1}
     failure = {"kind": "failure", "what": "timing", **key, "message": "Mismatch: y: differs"}
     answers = iter([record(name, 1.2), failure])
@@ -38,11 +39,39 @@ def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monke
 
 
 def test_a_check_that_measures_nothing_is_no_success(tmp_path, monkeypatch, capsys):
-    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    baseline = write(tmp_path / "cpu-1.jsonl", passes(CASES[0].name, 2.0, 2.1, 1.9))
     ticks = iter(range(0, 1000, 10))
     monkeypatch.setattr(check.time, "monotonic", lambda: next(ticks))
     assert main(["bench", "--check", baseline, "--threads", "1", "--budget", "5"]) == 1
     assert "0 of 1 cases measured" in capsys.readouterr().out
+
+
+def test_a_check_grants_what_the_passes_of_the_records_differ_by(tmp_path, monkeypatch, capsys):
+    """And beside records of other hardware 30 percent."""
+    name = CASES[0].name
+    here = environment.describe(library, [])
+    same = {key: here[key] for key in ("cpu", "flags", "cores")}
+    ratios = {"quiet": (2.0, 2.02, 1.98), "noisy": (2.0, 1.5, 2.1)}
+    for kind, seen, facts, code in (
+        ("quiet", 1.8, same, 1),
+        ("noisy", 1.45, same, 0),
+        ("quiet", 1.45, {}, 0),
+        ("quiet", 1.3, {}, 1),
+    ):
+        baseline = write(tmp_path / "cpu-1.jsonl", passes(name, *ratios[kind]), **facts)
+        monkeypatch.setattr(check, "measure", lambda *_, seen=seen: record(name, seen))
+        assert main(["bench", "--check", baseline, "--threads", "1"]) == code, (kind, seen)
+        assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+
+
+def test_records_of_a_single_pass_are_no_measure(tmp_path, capsys):
+    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 2
+    assert "measure at least one of them with --passes 3" in capsys.readouterr().err
+    (tmp_path / "abacus-1-cores").mkdir()
+    write(tmp_path / "abacus-1-cores" / "cpu-2.jsonl", [record("a", 1.0)], backend="auto")
+    with pytest.raises(UsageError, match=r"cpu-2\.jsonl is of a single pass"):
+        check.newest(tmp_path, HERE)
 
 
 HERE = {"cpu": "Abacus", "flags": [], "cores": 1, "device": "cpu", "subject": "fastrnn", "malloc": "system"}
@@ -53,7 +82,7 @@ def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
     made = ("abacus-1-cores", "cpu-2"), ("abacus-1-cores", "cpu-3"), ("other", "cpu-9"), ("abacus-1-cores", "gpu-8")
     for folder, name in made:
         (tmp_path / folder).mkdir(exist_ok=True)
-        write(tmp_path / folder / f"{name}.jsonl", [record("a", 1.0)], backend="auto")
+        write(tmp_path / folder / f"{name}.jsonl", passes("a", 1.0, 1.0), backend="auto")
     assert check.newest(tmp_path, HERE).name == "cpu-3.jsonl"
     assert check.newest(tmp_path, {**HERE, "cpu": "New"}).name == "cpu-9.jsonl"
     with pytest.raises(UsageError, match="no records"):
@@ -73,15 +102,15 @@ def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
 def test_a_check_passes_over_records_that_measure_something_else(tmp_path, changes, why):
     folder = tmp_path / "abacus-1-cores"
     folder.mkdir()
-    write(folder / "cpu-2.jsonl", [record("a", 1.0)], **{"backend": "auto", **changes})
+    write(folder / "cpu-2.jsonl", passes("a", 1.0, 1.0), **{"backend": "auto", **changes})
     with pytest.raises(UsageError, match=f"cpu-2.jsonl is {why}"):
         check.newest(tmp_path, HERE)
-    write(folder / "cpu-1.jsonl", [record("a", 1.0, backend="auto")])  # as before environments told it
+    write(folder / "cpu-1.jsonl", passes("a", 1.0, 1.0, backend="auto"))  # as before environments told it
     assert check.newest(tmp_path, HERE).name == "cpu-1.jsonl"
 
 
 def test_a_check_with_malloc_keep_keeps(tmp_path, monkeypatch):
-    baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
+    baseline = write(tmp_path / "cpu-1.jsonl", passes(CASES[0].name, 2.0, 2.1, 1.9))
     told = []
     monkeypatch.setattr(check, "keep_freed_memory", lambda: told.append(True) or True)
     monkeypatch.setattr(check, "measure", lambda *_: record(CASES[0].name, 2.0))

@@ -1,15 +1,11 @@
-"""The roofline, the order of a grid, counters of energy, and the comparison of two runs."""
-
-import json
-from pathlib import Path
+"""The roofline, the order of a grid, and counters of energy."""
 
 import pytest
 import torch
 from torch import nn
 
-from fastrnn.bench import commands, compare, energy, grids, measuring, report, roofline, run
+from fastrnn.bench import commands, energy, grids, measuring, report, roofline, run
 from fastrnn.bench.shapes import CASES, CELLS, Case
-from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
 
 # The roofline
@@ -179,54 +175,7 @@ def test_joules_are_of_both_sides():
     assert record["joules"] == {"torch.nn": 2.5, "fastrnn": 2.5}
 
 
-# Comparing
-
-
-def record(case, ratio, spread=0.01, **more):
-    times = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
-    ratios = {"p20": ratio * (1 - spread), "p50": ratio, "p80": ratio * (1 + spread)}
-    key = {"kind": "measurement", "case": case, "cell": "GRU", "mode": "training", "threads": 1}
-    same = {"rounds": 5, "baseline": times, "subject": times, "gemm": None, "chosen": "cpu", "flops": 1.0}
-    return {**key, **same, "ratio": ratios, **more}
-
-
-def write(path, records, **changes):
-    facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "system"}
-    facts |= dict.fromkeys(("torch", "fastrnn", "commit", "python", "date", "command", "info"), "")
-    facts |= {"subject": "fastrnn", "variables": {}, **changes}
-    path.write_text("".join(json.dumps(r) + "\n" for r in (facts, *records)))
-    return str(path)
-
-
-def test_a_planted_regression_is_named_and_noise_is_not(tmp_path, capsys):
-    old = write(tmp_path / "old", [record("a", 2.0), record("b", 2.0), record("c", 2.0, 0.3), record("d", 1.0)])
-    new = write(tmp_path / "new", [record("a", 1.6), record("b", 1.96), record("c", 1.6, 0.3), record("e", 1.0)])
-    assert main(["bench", "--compare", old, new]) == 1
-    out = capsys.readouterr().out
-    assert "3 cases compared, as torch.nn / fastrnn: 1 regressions" in out
-    assert "REGRESSION      2.00 ->     1.60  (0.80)  GRU a training float32, 1 threads" in out
-    assert "in the old run only: 1, the first of them GRU d" in out
-    assert main(["bench", "--compare", new, old]) == 0
-    assert "improvement" in capsys.readouterr().out
-
-
-def test_memory_that_grows_is_a_regression():
-    key = {"kind": "memory", "case": "a", "cell": "GRU", "mode": "training", "threads": 1, "baseline": 0}
-    old, new = ({**key, "subject": size << 20} for size in (100, 120))
-    (change,) = compare.compare([old], [new]).regressions
-    assert (change.before, change.after) == (100, 120)
-    assert not compare.compare([old], [{**key, "subject": 101 << 20}]).regressions
-
-
 # The commands
-
-
-def test_committed_records_are_read(capsys):
-    runs = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*/cpu-*.jsonl"))
-    assert runs
-    for path in map(str, runs):
-        assert main(["bench", "--compare", path, path]) == 0
-        assert ": 0 regressions" in capsys.readouterr().out
 
 
 def test_threads_and_types_default_to_this_machine():

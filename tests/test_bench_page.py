@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from test_bench_model import record, write
+from bench_support import record, write
 
 from fastrnn.bench import environment, page, pictures, report
 from fastrnn.cli import main

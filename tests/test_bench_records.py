@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bench_model import record, write
+from bench_support import record, write
 
 from fastrnn.bench import commands, page, records
 from fastrnn.cli import main

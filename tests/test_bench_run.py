@@ -5,8 +5,7 @@ import os
 
 import pytest
 import torch
-from bench_support import QUICK, SAVED, STEP, TINY, stand_in
-from test_bench_model import write
+from bench_support import QUICK, SAVED, STEP, TINY, stand_in, write
 
 from fastrnn.bench import commands, environment, records, report, run
 from fastrnn.cli.parser import UsageError
@@ -61,7 +60,7 @@ def test_a_spent_budget_leaves_what_there_is(stand_in, capsys, tmp_path, monkeyp
     (saved,) = tmp_path.glob("*/cpu-*.jsonl")
     kinds = [r["kind"] for r in environment.read(saved)]
     assert kinds == ["environment", "measurement", "measurement", "note"]
-    assert "budget of 25 s spent: 2 of 18 measured" in capsys.readouterr().out
+    assert "budget of 25 s spent: 2 of 54 measured" in capsys.readouterr().out
 
 
 # Files of records
@@ -75,7 +74,7 @@ def test_what_a_file_holds_is_not_measured_again(stand_in, tmp_path, capsys):
     before = environment.read(saved)
     assert [r["kind"] for r in before] == ["environment", "measurement", "latency"]
     assert commands.bench([*argv, "--resume", str(saved)]) == 0
-    assert "2 of 4 are in the file already" in capsys.readouterr().out
+    assert "4 of 10 are in the file already" in capsys.readouterr().out
     after = environment.read(saved)
     assert after[:3] == before
     assert [(r["kind"], r.get("mode")) for r in after[3:]] == [
@@ -83,6 +82,27 @@ def test_what_a_file_holds_is_not_measured_again(stand_in, tmp_path, capsys):
         ("measurement", "training"),
         ("measurement", "forward"),
     ]
+
+
+def test_passes_go_over_the_whole_grid_and_are_continued(stand_in, tmp_path, monkeypatch):
+    """Each case once before any is measured again; a budget cuts off passes, which --resume adds."""
+    stand_in(cases=[STEP, TINY[-1]])
+    argv = [*QUICK[:-2], "--parts", "timing", "latency", "--cells", "LSTM", "--modes", "inference"]
+    ticks = iter(range(0, 1000, 10))
+    with monkeypatch.context() as patched:
+        patched.setattr(run.time, "monotonic", lambda: next(ticks))
+        assert commands.bench([*argv, "--save", "--out", str(tmp_path), "--budget", "35"]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+
+    def turns():
+        return [(r["kind"], r["case"], r.get("pass")) for r in environment.lines(saved) if "case" in r]
+
+    whole = [turn[:2] for turn in turns()]
+    assert len(whole) == 3  # the first pass, with the steps of the one case that is a stream
+    assert commands.bench([*argv, "--budget", "0", "--resume", str(saved)]) == 0
+    timed = [case for kind, case in whole if kind == "measurement"]
+    assert turns()[3:] == [("measurement", case, k) for k in (1, 2) for case in timed]
+    assert [len(r["passes"]) for r in environment.read(saved) if r["kind"] == "measurement"] == [3, 3]
 
 
 def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):
@@ -94,7 +114,7 @@ def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):
 
 def change(path, kind, **changes):
     """Rewrite all records of a kind in a file."""
-    records = [{**r, **changes} if r["kind"] == kind else r for r in environment.read(path)]
+    records = [{**r, **changes} if r["kind"] == kind else r for r in environment.lines(path)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
@@ -123,7 +143,7 @@ def test_a_case_without_what_is_asked_for_now_is_measured_anew(stand_in, tmp_pat
         assert kept["peers"].keys() == {peer}
         assert kept["kernels"]
         assert (kept not in before) == measured
-        assert ("1 of 1 are in the file already" in capsys.readouterr().out) != measured
+        assert ("3 of 3 are in the file already" in capsys.readouterr().out) != measured
 
 
 def test_a_wrong_result_replaces_the_number_it_had(stand_in, tmp_path):

@@ -85,7 +85,7 @@ def test_no_time_is_taken_of_a_wrong_result(monkeypatch):
     def compare(*_, **__):
         pytest.fail("timed before the gate")
 
-    monkeypatch.setattr(measuring, "interleave", compare)
+    monkeypatch.setattr(measuring, "blocks", compare)
     for what in ("timing", "latency"):
         with pytest.raises(parity.Mismatch, match="y: differs"):
             measuring.MEASURE[what](job(TINY[0]), options(OtherLibrary(error=1e-3), compare=compare))

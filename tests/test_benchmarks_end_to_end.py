@@ -38,6 +38,16 @@ def test_another_model_has_other_losses(monkeypatch):
     assert record["loss_difference"] > 1e-5
 
 
+def test_the_precision_is_that_of_the_run():
+    """bf16 beside fp32: losses of the same start that differ by its rounding, and are close on both sides."""
+    coarse, exact = (
+        end_to_end.measure(f"{SMALL[0]},precision={name}", [1], rounds=1, steps=1)[0] for name in ("bf16", "fp32")
+    )
+    assert coarse["last_losses"][1] != exact["last_losses"][1]
+    assert coarse["last_losses"][1] == pytest.approx(exact["last_losses"][1], rel=2e-2)
+    assert coarse["loss_difference"] < 1e-2
+
+
 def test_a_run_is_a_preset_with_changes_and_data():
     name, kind, config = end_to_end.configuration("shakespeare-char,cell=gru,clip=0.5=some/text.txt")
     assert (name, kind.name, config.cell, config.clip) == ("shakespeare-char,cell=gru,clip=0.5", "lm", "gru", 0.5)

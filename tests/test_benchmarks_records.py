@@ -78,12 +78,14 @@ def test_each_step_runs_and_is_kept(monkeypatch, tmp_path):
 
     monkeypatch.setattr(records, "execute", execute)
     assert records.main(["--anyway", "--budget", "3", "--small", "0.001", "--out", str(tmp_path)]) == 0
-    assert [c[0] for c in ran] == ["benchmarks"] * 2 + [
+    assert [c[0] for c in ran] == ["benchmarks"] * 3 + [
         "benchmarks.end_to_end",
         *(f"benchmarks.{n}" for n in records.SMALL),
     ]
     assert ran[0] == ["benchmarks", "--threads", "1", "2", "--budget", "3", "--save", "--out", str(tmp_path)]
     assert ran[1][1:3] == ["--ddp", "2"]
+    assert ran[2][1:3] == ["--peers", "compiled loop"]
+    assert ran[2][-2:] == ["--out", str(tmp_path / "peers")]
     kept = {p.name.rsplit("-", 1)[0]: p.read_text() for p in tmp_path.rglob("*.txt")}
     assert kept.keys() == {name.replace("_", "-") for name in records.SMALL}
     assert kept["bandwidth"].startswith("$ python -m benchmarks.bandwidth 0.001\n")
@@ -100,8 +102,9 @@ def test_the_commands_are_ones_that_bench_takes():
     from fastrnn.bench.commands import parse_bench
 
     args = records.parser().parse_args(["--out", "x"])
-    (_, grid), (_, ddp), (_, harness), *_ = records.steps(args)
+    (_, grid), (_, ddp), (_, loop), (_, harness), *_ = records.steps(args)
     assert grid[:3] == [sys.executable, "-m", "benchmarks"]
     assert (parse_bench(grid[3:]).budget, parse_bench(grid[3:]).threads) == (0, [1, 2])
     assert parse_bench(ddp[3:]).ddp == 2
+    assert parse_bench(loop[3:]).peers == ("compiled loop",)
     assert harness[2] == end_to_end.__name__

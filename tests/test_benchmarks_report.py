@@ -69,6 +69,17 @@ def test_rounds_fill_the_budget_and_are_never_too_few(budget, rounds):
     assert [len(t) for t in times] == [rounds, rounds]
 
 
+def test_single_steps_come_in_blocks_and_the_cold_ones_do_not_count():
+    """100 a side in two turns each, after a warm-up of one; the first two of each turn took longer."""
+    clock = FakeClock()
+    a, b = clock.task("a", 1.0, *[9.0, 9.0, *[1.0] * 50] * 2), clock.task("b", 2.0)
+    times = measure.blocks([a, b], 0.0, size=50, cold=2, least=100, clock=clock)
+    assert times == [[1.0] * 100, [2.0] * 100]
+    assert "".join(clock.log) == "ab" + ("a" * 52 + "b" * 52) * 2
+    times = measure.blocks([clock.task("a", 1.0), clock.task("b", 1.0)], 401.0, size=50, cold=0, least=1, clock=clock)
+    assert [len(t) for t in times] == [250, 250]
+
+
 def test_quantiles_and_geometric_mean():
     assert measure.summary([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
     assert measure.quantile([7.0], 0.8) == 7.0

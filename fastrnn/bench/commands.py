@@ -28,7 +28,7 @@ BENCH_HELP = """examples:
   fastrnn bench                                  five minutes, the most important cases first
   fastrnn bench --budget 0 --threads 1 2 --save  the whole grid, kept with tables, pictures and a page
   fastrnn bench --resume FILE                    what FILE lacks
-  fastrnn bench --compare OLD NEW                regressions beyond the noise within a run; exit code 1 for any
+  fastrnn bench --compare OLD NEW                regressions beyond the noise between passes; exit code 1 for any
   fastrnn bench --check                          a quick run against the newest records of this hardware
   fastrnn bench --report FILE                    tables, pictures and page of FILE anew
   fastrnn bench --ddp 2                          training by several processes (DDP, gloo)
@@ -60,7 +60,9 @@ def bench_parser() -> Parser:
     _how(parser)
     other = parser.add_argument_group("instead of a run")
     other.add_argument("--list", action="store_true", help="name the cases and stop")
-    other.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="what changed beyond a run's own noise")
+    other.add_argument(
+        "--compare", nargs=2, metavar=("OLD", "NEW"), help="what changed by more than passes of the same code do"
+    )
     other.add_argument(
         "--check", nargs="?", const="", metavar="FILE", help="a quick run against FILE's ratios over torch.nn"
     )
@@ -107,6 +109,13 @@ def _how(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sample", type=float, default=0.3, help="seconds of samples per measurement (%(default)s)")
     group.add_argument("--rounds", type=int, default=5, help="rounds per measurement at least (%(default)s)")
+    group.add_argument(
+        "--passes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="how often times are measured over again, each case built anew (1; 3 with --save: they tell the noise)",
+    )
     group.add_argument("--kernels", action=argparse.BooleanOptionalAction, default=None, help="names (on a GPU)")
     group.add_argument("--malloc", choices=("keep", "system"), default="system", help=MALLOC_HELP)
     group.add_argument("--self", action="store_true", help="torch.nn against itself: the noise of this machine")
@@ -147,6 +156,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     for name, value, least in (
         ("threads", min(args.threads), 1),
         ("rounds", args.rounds, 1),
+        ("passes", 1 if args.passes is None else args.passes, 1),
         ("steps", args.steps, 1),
         ("hidden", min(args.hidden or [1]), 1),
         ("batches", min(args.batches or [1]), 1),
@@ -175,6 +185,7 @@ def refuse_ignored(args: argparse.Namespace, argv: list[str]) -> None:
     pairs = (
         *((name, f"--grid {grid}; it is of --grid gpu", grid != "gpu") for name in ("hidden", "batches", "steps")),
         ("threads", "--device cuda", args.device == "cuda"),
+        ("passes", "--parts without timing", "timing" not in args.parts),
         ("backend", "--self, which runs torch.nn alone", args.self),
         ("out", "--resume, which writes beside its file", args.resume is not None),
         ("out", "what is not kept; add --save", not (args.save or modes or args.resume)),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.bench.passes import condensed
 from fastrnn.bench.records import fault
 from fastrnn.cli.parser import UsageError
 
@@ -186,7 +187,12 @@ def write(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file.
+    """The records of a file, one for each case: of several passes the middle one. UsageError as of `lines`."""
+    return condensed(lines(path))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, as they stand in it.
 
     Raises:
         UsageError: it is not there, or not a file of records; the message names the line.

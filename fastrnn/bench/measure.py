@@ -80,6 +80,35 @@ def interleave(
     return samples
 
 
+def blocks(
+    calls: Sequence[Call],
+    budget: float,
+    size: int = 50,
+    cold: int = 5,
+    least: int = 100,
+    clock: Clock = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of each single call, in turns of `size` calls of one after `cold` that are not counted.
+
+    So each finds the caches as it has left them itself, as a stream does that runs alone, and a drift still meets all.
+    Turns go on until `budget` seconds were counted, and `least` calls of each.
+    """
+    samples: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        warm_up(call, budget / 20, clock)
+    spent = 0.0
+    while spent < budget or len(samples[0]) < least:
+        for call, taken in zip(calls, samples, strict=True):
+            for k in range(-cold, size):
+                start = clock()
+                call()
+                elapsed = clock() - start
+                if k >= 0:
+                    taken.append(elapsed)
+                    spent += elapsed
+    return samples
+
+
 def compare(baseline: Call, subject: Call, budget: float, min_rounds: int = 5, **options: Any) -> dict[str, Any]:
     """Times of both in seconds, and the ratio baseline / subject: above 1, the subject is faster."""
     return compare_all({"torch.nn": baseline, "fastrnn": subject}, budget, min_rounds, **options)

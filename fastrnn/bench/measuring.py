@@ -17,7 +17,7 @@ from torch import nn
 from fastrnn.bench import energy, memory, parity, peers, roofline
 from fastrnn.bench.adapters import DTYPES, Absent
 from fastrnn.bench.grids import Job
-from fastrnn.bench.measure import compare_all, gemm_rate, interleave, quantile
+from fastrnn.bench.measure import blocks, compare_all, gemm_rate, quantile
 from fastrnn.bench.shapes import GATES
 from fastrnn.bench.subjects import Subject, build, pair
 
@@ -179,8 +179,7 @@ def latency(job: Job, options: Options) -> dict[str, Any]:
         sides = pair(job.case, job.cell, job.mode, dtype, options.library, job.device)
         parity.check(sides[0].observe(), sides[1].observe(), gate_of(job))
         steps = [_stream(side) for side in sides]
-        # One step a sample: the tail is what is asked for.
-        times = interleave(steps, options.sample, 100, 0.0, lambda: clock(job))
+        times = blocks(steps, options.sample, clock=lambda: clock(job))
     record = {"kind": "latency", **job.key(), **job.shape(), "steps": len(times[0])}
     for side, taken in zip(("baseline", "subject"), times, strict=True):
         record[side] = {"p50": quantile(taken, 0.5), "p99": quantile(taken, 0.99)}

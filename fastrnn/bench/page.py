@@ -24,7 +24,7 @@ td, th { padding: .1rem .8rem .1rem 0; text-align: left } th { border-bottom: 1p
 tr.slower { color: #c03020 } img { max-width: 100%; background: white; margin: .3rem }
 """
 HEAD = (
-    "case", "cell", "mode", "type", "threads", "torch.nn", "fastrnn", "ratio", "p20 to p80", "tokens/s",
+    "case", "cell", "mode", "type", "threads", "torch.nn", "fastrnn", "ratio", "p20 to p80", "passes", "tokens/s",
     "share of bound", "bound by", "runs on", "peers", "kernels", "joules",
 )  # fmt: skip
 
@@ -78,6 +78,7 @@ def row(r: Record) -> list[str]:
         report.seconds(r["subject"]["p50"]),
         f"{ratio['p50']:.2f}",
         f"{ratio['p20']:.2f} to {ratio['p80']:.2f}",
+        " ".join(f"{p:.2f}" for p in r.get("passes") or []),
         f"{tokens / r['subject']['p50']:.3g}" if tokens else "",
         f"{bound['share']['subject']:.0%} (torch.nn {bound['share']['baseline']:.0%})" if bound else "",
         bound["limit"] if bound else "",

@@ -91,7 +91,7 @@ REQUIRED: dict[str, dict[str, Rule]] = {
 OPTIONAL: dict[str, Rule] = {
     "dtype": str, "device": str, "gpu": gpu, "clock": clock, "backend": str, "T": count, "B": count, "I": count,
     "H": count, "layers": count, "bidirectional": bool, "form": str, "tokens": count, "bound": bound, "peers": ratios,
-    "kernels": names, "joules": numbers,
+    "kernels": names, "joules": numbers, "pass": count, "passes": count,
 }  # fmt: skip
 SHAPE = ("T", "B", "H", "layers", "bidirectional", "form")  # all of them, or none in the oldest records
 

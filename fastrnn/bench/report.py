@@ -47,6 +47,8 @@ def time_line(r: Record) -> str:
     line += f"  {rate / 1e9:>6.1f}{rate / r['gemm']:>8.0%}" if r["gemm"] else " " * 16
     line += f"{r['bound']['share']['subject']:>9.0%}" if r.get("bound") else " " * 9
     line += f"  {r['chosen']}"
+    if len(r.get("passes") or []) > 1:
+        line += f"  passes {min(r['passes']):.2f}..{max(r['passes']):.2f}"
     marks = ("~" if ratio["p80"] / ratio["p20"] >= NOISY else "") + ("<" if ratio["p50"] < NOISE else "")
     return f"{line} {marks}".rstrip()
 

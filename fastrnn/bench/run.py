@@ -1,5 +1,7 @@
 """A run: the grid in the order of importance, until the budget is spent, each record on disk as soon as it is there.
 
+With several passes the times of the whole grid are measured over again, so that a budget cuts off passes, not cases.
+
 All sides run in this process on the same weights and inputs, in turn. Nothing is timed before both gave the same
 numbers; a case that differs is reported as failed, and the run then exits with 1; so does one that measured nothing.
 """
@@ -17,15 +19,15 @@ import torch
 
 from fastrnn.backends.watchdog import check_device
 from fastrnn.bench import energy, memory, peers, report, roofline
-from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, read, results, slug, write
+from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, lines, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
 from fastrnn.bench.measuring import MEASURE, Options
+from fastrnn.bench.passes import KINDS, condensed, identity
 from fastrnn.bench.records import SETUP, setups
 from fastrnn.bench.shapes import matching
 from fastrnn.cli.parser import UsageError
 
 Record = dict[str, Any]
-KINDS = {"timing": "measurement", "latency": "latency", "memory": "memory"}
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
@@ -36,7 +38,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None] = print) -> tuple[list[Record], Path]:
-    """Measure; the records, and where they were saved (whether or not they were)."""
+    """Measure; the records, one for each case, and where they were saved (whether or not they were)."""
     planned = plan(args)
     if not planned:
         raise UsageError(f"nothing is to be measured: {_nothing(args)}")
@@ -57,8 +59,8 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
     )
     for why in _without_bound(planned, options.facts):
         _note(store, f"no bound is given: {why}", echo)
-    _measure_all(planned, options, store, args.budget, echo)
-    return store.records, path
+    _measure_all(planned, _passes(args, store), options, store, args.budget, echo)
+    return condensed(store.records), path
 
 
 def _without_bound(planned: list[Job], facts: Record | None) -> list[str]:
@@ -77,12 +79,18 @@ def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
         store = Store(path if args.save else None)
     else:
         path = Path(args.resume)
-        before = read(path)
+        before = lines(path)
         _same_setup(path, before, environment)
         store = Store(path)
         store.records = [r for r in before if r["kind"] != "failure" and not _of_budget(r)]  # which get another chance
-    store.add(environment)
+    store.add({**environment, "passes": _passes(args, store)})
     return store, path
+
+
+def _passes(args: argparse.Namespace, store: Store) -> int:
+    """As asked for; else as the file that is continued was to have; else enough to tell noise, if they are kept."""
+    before = [r.get("passes", 1) for r in store.records if r["kind"] == "environment"]
+    return int(args.passes or (before[-1] if before else KEPT_PASSES if args.save else 1))
 
 
 def _same_setup(path: Path, before: list[Record], environment: Record) -> None:
@@ -113,6 +121,7 @@ def _meter(args: argparse.Namespace, store: Store, echo: Callable[[str], None]) 
 
 
 BUDGET = "budget of"
+KEPT_PASSES = 3
 
 
 def _of_budget(record: Record) -> bool:
@@ -126,32 +135,46 @@ def _note(store: Store, message: str, echo: Callable[[str], None]) -> None:
         store.add(note)
 
 
-def identity(kind: str, record: Record) -> tuple[Any, ...]:
-    """By which a record is found again."""
-    device, dtype = record.get("device", "cpu"), record.get("dtype", "float32")
-    return kind, record["case"], record["cell"], record["mode"], record["threads"], dtype, device
-
-
 def _measure_all(
-    planned: list[Job], options: Options, store: Store, budget: float, echo: Callable[[str], None]
+    planned: list[Job], passes: int, options: Options, store: Store, budget: float, echo: Callable[[str], None]
 ) -> None:
-    done = {identity(r["kind"], r) for r in store.records if r["kind"] in KINDS.values() and _whole(r, options)}
-    todo = [j for j in planned if identity(KINDS[j.what], j.key()) not in done]
-    if len(todo) < len(planned):
-        echo(f"{len(planned) - len(todo)} of {len(planned)} are in the file already")
-    why_not = memory.unavailable()
-    if why_not and any(j.what == "memory" and j.device == "cpu" for j in todo):
-        _note(store, f"peak memory is not measured: {why_not}", echo)
-        todo = [j for j in todo if j.what != "memory" or j.device != "cpu"]
+    planned = _measurable(planned, store, echo)
+    done = {_turn(r) for r in store.records if r["kind"] in KINDS.values() and _whole(r, options)}
+    turns = [(k, j) for k in range(passes) for j in planned if k == 0 or j.what == "timing"]
+    todo = [(k, j) for k, j in turns if (identity(KINDS[j.what], j.key()), k) not in done]
+    if len(todo) < len(turns):
+        echo(f"{len(turns) - len(todo)} of {len(turns)} are in the file already")
+    failed: set[Any] = set()
     start = time.monotonic()
     echo(report.TIMES_HEADER)
-    for count, job in enumerate(todo):
+    for count, (number, job) in enumerate(todo):
         if budget and time.monotonic() - start > budget:
             _note(store, f"{BUDGET} {budget:g} s spent: {count} of {len(todo)} measured", echo)
             return
-        record, key = measure(job, options, echo), identity(KINDS[job.what], job.key())
-        store.records = [r for r in store.records if r["kind"] not in KINDS.values() or identity(r["kind"], r) != key]
+        key = identity(KINDS[job.what], job.key())
+        if key in failed:  # its other passes would fail as well
+            continue
+        record = measure(job, options, echo)
+        if record["kind"] == "failure":
+            failed.add(key)
+        elif job.what == "timing":
+            record["pass"] = number
+        replaced = {(key, k) for k in (range(passes) if key in failed else [number])}  # no number of what is wrong
+        store.records = [r for r in store.records if r["kind"] not in KINDS.values() or _turn(r) not in replaced]
         store.add(record)
+
+
+def _turn(record: Record) -> tuple[Any, int]:
+    return identity(record["kind"], record), record.get("pass", 0)
+
+
+def _measurable(planned: list[Job], store: Store, echo: Callable[[str], None]) -> list[Job]:
+    """Without the peaks of memory where they cannot be measured."""
+    why_not = memory.unavailable()
+    if not (why_not and any(j.what == "memory" and j.device == "cpu" for j in planned)):
+        return planned
+    _note(store, f"peak memory is not measured: {why_not}", echo)
+    return [j for j in planned if j.what != "memory" or j.device != "cpu"]
 
 
 def _whole(record: Record, options: Options) -> bool:
