@@ -25,6 +25,7 @@ def test_a_run_gives_equal_losses_and_both_rates(tmp_path, capsys):
         assert record["run"] in out
         assert record["loss_difference"] < 1e-5
         assert all(rate["p50"] > 0 for rate in record["tokens_per_s"].values())
+        assert 0 < record["share_of_layers"] < 1
 
 
 def test_another_model_has_other_losses(monkeypatch):
