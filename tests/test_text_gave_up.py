@@ -22,8 +22,9 @@ from text_support import at_step, config, one_thread, quiet
 import fastrnn
 from fastrnn import cli
 from fastrnn.backends import meeting
-from fastrnn.text import UserError, train_lm
+from fastrnn.text import ClassifyConfig, UserError, sampling, train_classify, train_lm
 from fastrnn.text import checkpoint as checkpoints
+from fastrnn.text.tasks import classify
 from fastrnn.text.tasks.lm import LmTask
 
 __all__ = ["config", "one_thread"]  # fixtures
@@ -80,22 +81,38 @@ def test_results_of_a_kernel_that_gave_up_are_not_reported(config, monkeypatch, 
         fastrnn.check_device()
 
 
-def test_no_score_is_printed_of_a_kernel_that_gave_up(config, monkeypatch, tmp_path, capsys):
-    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
-    line = ["evaluate", "--checkpoint", str(tmp_path / "run" / "best.ckpt")]
+def refuses_to_print(line, owner, name, monkeypatch, capsys, way_on) -> None:
+    """The command prints as long as all is well; not where a kernel gave up in what `owner` holds as `name`."""
     assert cli.main(line) == 0
-    assert "perplexity" in capsys.readouterr().out
-    plain = LmTask.evaluate.__func__
+    assert capsys.readouterr().out.strip()
+    plain = getattr(owner, name)
     for last in (lambda: meeting.watchdog.flag(CPU).fill_(1), give_up):
-        changed = classmethod(lambda cls, *a, last=last: (plain(cls, *a), last())[0])
-        monkeypatch.setattr(LmTask, "evaluate", changed)
+        monkeypatch.setattr(owner, name, lambda *a, last=last: (plain(*a), last())[0])
         assert cli.main(line) == 2
         said = capsys.readouterr()
         assert not said.out
         assert SAID in said.err
-        assert said.err.endswith("evaluate again, or with --layer torch\n")
+        assert said.err.endswith(f"{way_on} again, or with --layer torch\n")
         assert said.err.count("\n") == 1
         fastrnn.check_device()
+
+
+def test_no_score_and_no_text_is_printed_of_a_kernel_that_gave_up(config, monkeypatch, tmp_path, capsys):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    capsys.readouterr()
+    checkpoint = str(tmp_path / "run" / "best.ckpt")
+    line = ["evaluate", "--checkpoint", checkpoint]
+    refuses_to_print(line, LmTask, "evaluate", monkeypatch, capsys, "there is no score: evaluate")
+    line = ["generate", "--checkpoint", checkpoint, "--length", "5"]
+    refuses_to_print(line, sampling, "generate", monkeypatch, capsys, "there is no text: generate")
+
+
+def test_no_prediction_is_printed_of_a_kernel_that_gave_up(monkeypatch, tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
+    run = ClassifyConfig(data=str(tmp_path / "data.csv"), hidden_size=4, max_steps=2, out=str(tmp_path / "run"))
+    train_classify(dataclasses.replace(run, report=False, compare=0, device="cpu"), echo=quiet)
+    line = ["predict", "--checkpoint", str(tmp_path / "run" / "best.ckpt"), "--text", "one text"]
+    refuses_to_print(line, classify, "predict", monkeypatch, capsys, "there is no prediction: predict")
 
 
 def train_line(folder) -> list[str]:

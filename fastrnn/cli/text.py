@@ -116,11 +116,14 @@ def generate(args: list[str]) -> int:
     parser.add_argument("--layer", default=None, type=str | None, help="fastrnn or torch; as trained by default")
     o = parse(parser, args)
     check_layer(o.layer)
+    from ..text.kernels import trusted
     from ..text.sampling import generate as draw
     from ..text.tasks.lm import load_model
 
     model, vocabulary, _ = load_model(o.checkpoint, o.layer)
-    print(draw(model, vocabulary, o.prompt, o.length, o.temperature, o.top_k, o.top_p, o.seed))
+    with trusted("there is no text: generate again, or with --layer torch"):
+        text = draw(model, vocabulary, o.prompt, o.length, o.temperature, o.top_k, o.top_p, o.seed)
+    print(text)
     return 0
 
 

@@ -10,12 +10,23 @@ from typing import Any
 from . import checkpoint as checkpoints
 from .data.files import decode_text, read_bytes
 from .errors import UserError
+from .kernels import trusted
 
 
 def predict_lines(
     path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None
+) -> list[str]:
+    """A line for each input: the `top` likeliest labels with their probabilities, or a number, or a translation.
+
+    Raises UserError for bad files and data, and where a kernel gave up.
+    """
+    with trusted("there is no prediction: predict again, or with --layer torch"):
+        return list(predictions(path, text, data, top, beam, layer))
+
+
+def predictions(
+    path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None
 ) -> Iterator[str]:
-    """A line for each input: the `top` likeliest labels with their probabilities, or a number, or a translation."""
     task = checkpoints.load(path)["fastrnn"]["task"]
     if task == "translate":
         from .tasks.translate import load_translator, translate
