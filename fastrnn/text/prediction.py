@@ -13,9 +13,7 @@ from .errors import UserError
 from .kernels import trusted
 
 
-def predict_lines(
-    path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None
-) -> list[str]:
+def predict_lines(path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None) -> list[str]:
     """A line for each input: the `top` likeliest labels with their probabilities, or a number, or a translation.
 
     Raises UserError for bad files and data, and where a kernel gave up.
@@ -24,9 +22,7 @@ def predict_lines(
         return list(predictions(path, text, data, top, beam, layer))
 
 
-def predictions(
-    path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None
-) -> Iterator[str]:
+def predictions(path: str, text: str | None, data: str | None, top: int, beam: int, layer: str | None) -> Iterator[str]:
     task = checkpoints.load(path)["fastrnn"]["task"]
     if task == "translate":
         from .tasks.translate import load_translator, translate
