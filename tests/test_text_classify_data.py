@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers", reason="needs the extra [train]")
 
 from fastrnn.text import UserError, Vocabulary
 from fastrnn.text.data.batches import BucketLoader, pad
+from fastrnn.text.data.corpus import load_corpus
 from fastrnn.text.data.docstrings import docstrings
 from fastrnn.text.data.records import load_examples
 from fastrnn.text.data.segment import Segmenter, stop_set
@@ -88,6 +89,9 @@ def test_equal_texts_are_never_in_two_splits(tmp_path):
         ("a.csv", "body,kind\nx,y\n", "no column that --text-column could mean; there are: body, kind"),
         ("a.csv", "text,kind\nx,y\n", "no column that --label-column could mean; there are: text, kind"),
         ("a.csv", "text,label\nx\n", "line 2 has no column 'label'"),
+        ("a.csv", "text,label\nx,a\ny, \n", "line 3 has an empty label in column 'label': leave out such lines"),
+        ("a.csv", 'text,label\n"x,a\n', r"a\.csv: not a table with ',' between columns"),
+        ("a.jsonl", '{"text": ["x"], "label": 1}\n', "line 1: column 'text' holds a list, not a text or number"),
         ("a.csv", "text,label\n", "no rows"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
@@ -104,6 +108,29 @@ def test_bad_examples(tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         load_examples(str(tmp_path / name.split("/")[0]))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz", ".tar.bz2"])
+def test_a_truncated_or_damaged_archive(tmp_path, suffix):
+    """Its first bytes are whole, so that what is wrong is found while its files are read."""
+    noise = np.random.default_rng(3)
+    for i in range(8):
+        path = tmp_path / "texts" / "train" / "ab"[i % 2] / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(noise.bytes(30_000).hex())
+    whole = tmp_path / f"whole{suffix}"
+    with tarfile.open(whole, f"w:{suffix[5:]}") as archive:
+        archive.add(tmp_path / "texts", "texts")
+    content = whole.read_bytes()
+    bad = bytearray(content)
+    bad[len(bad) // 2 : len(bad) // 2 + 64] = bytes(64)
+    cases = {"cut": content[: len(content) * 3 // 5]} | ({} if suffix == ".tar" else {"bad": bytes(bad)})
+    for name, held in cases.items():
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(held)
+        for read in (load_examples, load_corpus):
+            with pytest.raises(UserError, match=rf"{name}{suffix}: cannot be read: "):
+                read(str(path))
 
 
 def test_missing_data_and_column(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import re
 import tarfile
 import zlib
@@ -13,6 +14,7 @@ from ..errors import UserError
 
 SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test"}
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)  # by what unpacks
 
 
 def split_of(path: Path) -> str | None:
@@ -30,7 +32,7 @@ def read_bytes(path: Path) -> bytes:
     """What the file at `path` holds, unpacked if its name ends in .gz."""
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+    except BROKEN as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
@@ -57,6 +59,16 @@ def archive_files(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], byte
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile():
-                    yield PurePosixPath(member.name), lambda m=member: archive.extractfile(m).read()  # type: ignore[misc, union-attr]
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    yield PurePosixPath(member.name), lambda m=member: member_bytes(path, archive, m)  # type: ignore[misc]
+            while archive.fileobj.read(1 << 20):  # type: ignore[union-attr]
+                pass  # to the checksum at the end, which is beyond the last file
+    except BROKEN as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def member_bytes(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What a file of the archive at `path` holds. It is read outside of `archive_files`, so errors are met here."""
+    try:
+        return archive.extractfile(member).read()  # type: ignore[union-attr]
+    except BROKEN as error:
+        raise UserError(f"{path}: cannot be read: {member.name}: {error}") from None

@@ -146,8 +146,18 @@ def read_table(path: Path, text: str | None, label: str | None) -> list[Example]
         if row.get(text) is None or row.get(label) is None:
             missing = text if row.get(text) is None else label
             raise UserError(f"{path}: line {number} has no column '{missing}'")
-        examples.append(Example(str(row[text]), str(row[label]).strip()))
+        examples.append(Example(cell(path, number, row, text), cell(path, number, row, label).strip()))
+        if not examples[-1].label:
+            raise UserError(f"{path}: line {number} has an empty label in column '{label}': leave out such lines")
     return examples
+
+
+def cell(path: Path, number: int, row: dict[str, Any], name: str) -> str:
+    """A column of a row as text; JSON may hold other things than texts and numbers there."""
+    if isinstance(row[name], (list, dict)):
+        kind = type(row[name]).__name__
+        raise UserError(f"{path}: line {number}: column '{name}' holds a {kind}, not a text or number")
+    return str(row[name])
 
 
 def table_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -158,7 +168,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield from csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
         except csv.Error as error:
-            raise UserError(f"{path}: not a table with '{delimiter!r}' between columns: {error}") from None
+            raise UserError(f"{path}: not a table with {delimiter!r} between columns: {error}") from None
         return
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
