@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,19 @@ def test_evaluate_and_predict_with_a_classifier(run, tmp_path, capsys, monkeypat
     assert classes == ["  ocean: F1 1.0000, 30 examples", "  pets: F1 1.0000, 30 examples"]
     assert main(["evaluate", *checkpoint]) == 0
     assert "/data.csv (valid): accuracy 100.00%" in capsys.readouterr().out
+    (tmp_path / "only").mkdir()
+    shutil.copy(run / "data.csv", tmp_path / "only" / "test.csv")
+    for i in range(20):
+        path = tmp_path / "texts" / ("pets" if i % 2 else "ocean") / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{'cat dog' if i % 2 else 'sea salt'} {i}")
+    for data, count in (("only", 60), ("texts", 20)):  # nothing is held out of what is only scored
+        assert main(["evaluate", *checkpoint, "--data", f"{tmp_path}/{data}"]) == 0
+        assert f"({count} examples)" in capsys.readouterr().out
+    assert main(["evaluate", *checkpoint, "--data", f"{tmp_path}/texts", "--split", "valid"]) == 0
+    assert "(2 examples)" in capsys.readouterr().out
+    assert main(["evaluate", *checkpoint, "--data", f"{tmp_path}/only", "--split", "valid"]) == 2
+    assert "there is test, but no training split" in capsys.readouterr().err
     assert main(["predict", *checkpoint, "--text", "dog fur paw", "--top", "2"]) == 0
     label, p, other, q = capsys.readouterr().out.split()
     assert (label, other) == ("pets", "ocean")

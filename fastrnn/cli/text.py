@@ -88,7 +88,7 @@ def evaluate(args: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
     parser.add_argument(
         "--data", default=None, type=str | None,
-        help="as for training; of a folder, *test* or *valid*; by default what was trained on, its test or valid split",
+        help="as for training; of a folder, *test*, *valid* or all; by default the test or valid split of what was trained on",
     )  # fmt: skip
     parser.add_argument("--split", default=None, type=str | None, help="train, valid or test; held-out ones, too")
     parser.add_argument("--batch-size", default=10, type=int, help="lm: columns; 1 scores the text as one stream")

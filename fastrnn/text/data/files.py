@@ -60,7 +60,7 @@ def archive_files(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], byte
             for member in archive:
                 if member.isfile():
                     yield PurePosixPath(member.name), lambda m=member: member_bytes(path, archive, m)  # type: ignore[misc]
-            while archive.fileobj.read(1 << 20):  # type: ignore[union-attr]
+            while archive.fileobj.read(1 << 20):
                 pass  # to the checksum at the end, which is beyond the last file
     except BROKEN as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

@@ -15,9 +15,9 @@ from ..config import ClassifyConfig
 from ..errors import UserError
 from .batches import BucketLoader, pad
 from .hub import on_hub
-from .records import Example, Splits, load_examples
+from .records import Example, Splits, load_examples, read_examples
 from .segment import Segmenter
-from .series import load_series
+from .series import load_series, read_all_series
 from .tokens import Vocabulary
 
 
@@ -150,11 +150,14 @@ def encode(encoder: Encoder, config: ClassifyConfig, examples: list[Example], na
     return Encoded(inputs, encoder.targets(examples, name), len(longer))
 
 
-def read_splits(config: ClassifyConfig, data: str | None) -> tuple[str, Splits]:
+def read_splits(config: ClassifyConfig, data: str | None, held_out: bool = True) -> tuple[str, Splits]:
+    """The name of the data and its splits: as for training, or only its own where nothing is to be `held_out`."""
     if config.input == "series":
         if on_hub(data):
             raise UserError(f"--data {data}: data sets of the hub are read as texts; --input series reads files")
-        return load_series(data, config.valid_share)
+        return load_series(data, config.valid_share) if held_out else read_all_series(data)
+    if not held_out:
+        return read_examples(data, config.text_column, config.label_column)
     return load_examples(data, config.text_column, config.label_column, valid_share=config.valid_share)
 
 

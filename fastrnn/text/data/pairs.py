@@ -93,7 +93,7 @@ def tables(path: Path, config: TranslateConfig) -> dict[str, Pairs]:
         raise UserError(f"{path}: no tables (.tsv); parallel files need --source and --target, their suffixes")
     splits: dict[str, Pairs] = {}
     for table in paths:
-        split = "train" if len(paths) == 1 else split_of(table)
+        split = (split_of(table) if path.is_dir() else None) or ("train" if len(paths) == 1 else None)
         if split is None:
             raise UserError(f"{table}: several tables need names with train, valid and test")
         splits.setdefault(split, []).extend(read_table(table, config.source_column - 1, config.target_column - 1))

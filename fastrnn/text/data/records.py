@@ -24,7 +24,7 @@ UNLABELLED = "unsup"  # IMDB's folder of reviews without a label
 
 @dataclasses.dataclass
 class Example:
-    """`content` is text, or what `read` of `load_examples` made of a file; `label` is as written."""
+    """`content` is text, or what `read` of `read_examples` made of a file; `label` is as written."""
 
     content: Any
     label: str
@@ -35,9 +35,8 @@ Read = Callable[[bytes, str], Any]  # of a file's bytes, and the name for error 
 
 
 def load_examples(
-    data: str | None, text_column: str | None = None, label_column: str | None = None,
-    read: Read | None = None, suffixes: tuple[str, ...] = (".txt",), valid_share: float = 0.1,
-) -> tuple[str, Splits]:  # fmt: skip
+    data: str | None, text_column: str | None = None, label_column: str | None = None, valid_share: float = 0.1
+) -> tuple[str, Splits]:
     """The name of the data, and examples by split: "train" and "valid", and "test" where the data has one.
 
     `data` is a table (.csv, .tsv, .jsonl, also .gz), a folder of tables named *train*, *valid*, *test*, or a folder
@@ -45,10 +44,20 @@ def load_examples(
     `valid_share` of the training examples is held out, chosen by their content, so that equal texts are never in both.
     Raises UserError for what is missing, empty, not UTF-8 or without labels.
     """
+    name, splits = read_examples(data, text_column, label_column)
+    if data is None:
+        hold_out(name, splits, "test", valid_share)
+    return name, complete(name, splits, valid_share)
+
+
+def read_examples(
+    data: str | None, text_column: str | None = None, label_column: str | None = None,
+    read: Read | None = None, suffixes: tuple[str, ...] = (".txt",),
+) -> tuple[str, Splits]:  # fmt: skip
+    """As `load_examples`, by the splits that the data itself has; what names none is "train"."""
     if data is None:
         name = "docstrings of Python's standard library, by package"
         splits: Splits = {"train": [Example(text, label) for text, label in docstrings()]}
-        hold_out(name, splits, "test", valid_share)
     elif on_hub(data):
         name, splits = data, hub_examples(data, text_column, label_column)
     else:
@@ -60,17 +69,15 @@ def load_examples(
         elif path.is_dir():
             tables = sorted(p for p in path.iterdir() if table_kind(p))
             files = folder_files(path)
-            splits = read_tables(data, tables, text_column, label_column) if tables else by_folder(
+            splits = read_tables(tables, text_column, label_column) if tables else by_folder(
                 data, files, read, suffixes
             )  # fmt: skip
         elif table_kind(path):
-            splits = read_tables(data, [path], text_column, label_column)
+            splits = {"train": read_table(path, text_column, label_column)}
         else:
             known = ", ".join([*TABLES, *ARCHIVES])
             raise UserError(f"{data}: neither a folder nor one of {known}")
     check(name, splits)
-    if "valid" not in splits:
-        hold_out(name, splits, "valid", valid_share)
     return name, splits
 
 
@@ -78,8 +85,15 @@ def check(name: str, splits: Splits) -> None:
     for split, examples in splits.items():
         if not examples:
             raise UserError(f"{name}: the {split} split is empty")
+
+
+def complete(name: str, splits: Splits, valid_share: float) -> Splits:
+    """`splits` for training: with "train", which there must be, and with "valid", held out if need be."""
     if "train" not in splits:
         raise UserError(f"{name}: there is {', '.join(sorted(splits)) or 'nothing'}, but no training split")
+    if "valid" not in splits:
+        hold_out(name, splits, "valid", valid_share)
+    return splits
 
 
 def hold_out(data: str, splits: Splits, name: str, share: float) -> None:
@@ -124,10 +138,11 @@ def table_kind(path: Path) -> str:
     return suffix if suffix in TABLES else ""
 
 
-def read_tables(name: str, paths: list[Path], text: str | None, label: str | None) -> Splits:
+def read_tables(paths: list[Path], text: str | None, label: str | None) -> Splits:
+    """The tables of a folder; a single one may have any name."""
     splits: Splits = {}
     for path in paths:
-        split = "train" if len(paths) == 1 else split_of(path)
+        split = split_of(path) or ("train" if len(paths) == 1 else None)
         if split is None:
             raise UserError(f"{path}: several tables need names with train, valid and test")
         splits.setdefault(split, []).extend(read_table(path, text, label))

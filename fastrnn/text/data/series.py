@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .files import ARCHIVES, decode_text, read_bytes, split_of
-from .records import Example, Splits, check, hold_out, load_examples
+from .records import Example, Splits, check, complete, read_examples
 
 TABLES = (".csv", ".tsv", ".txt")
 
@@ -22,6 +22,12 @@ def load_series(data: str | None, valid_share: float = 0.1) -> tuple[str, Splits
     A folder or archive of SPLIT/LABEL/FILE.npy or .csv (rows are steps), or tables of rows LABEL,x1,x2,... where
     empty or NaN values at the end make a row shorter. Raises UserError for what is missing or not numbers.
     """
+    name, splits = read_all_series(data)
+    return name, complete(name, splits, valid_share)
+
+
+def read_all_series(data: str | None) -> tuple[str, Splits]:
+    """As `load_series`, by the splits that the data itself has; what names none is "train"."""
     if data is None:
         raise UserError("--input series needs --data")
     path = Path(data)
@@ -30,14 +36,12 @@ def load_series(data: str | None, valid_share: float = 0.1) -> tuple[str, Splits
     else:
         tables = [path] if path.exists() and not path.name.endswith(ARCHIVES) else []
     if not tables:
-        return load_examples(data, read=read_series, suffixes=(".npy", ".csv"), valid_share=valid_share)
+        return read_examples(data, read=read_series, suffixes=(".npy", ".csv"))
     splits: Splits = {}
     for table in tables:
-        split = "train" if len(tables) == 1 else split_of(table) or "train"
+        split = (split_of(table) if path.is_dir() else None) or "train"
         splits.setdefault(split, []).extend(read_rows(table))
     check(data, splits)
-    if "valid" not in splits:
-        hold_out(data, splits, "valid", valid_share)
     return data, splits
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import checkpoint as checkpoints
 from ..compare import compare_layers, describe_times
 from ..config import ClassifyConfig
-from ..data.hub import on_hub
 from ..data.labelled import Batch, Encoded, Encoder, encode, read_splits
 from ..distributed import world
 from ..errors import UserError
@@ -181,12 +180,14 @@ class ClassifyTask(Task):
             split = chosen(name, splits, split)
             scores = score(model, encoder, encode(encoder, config, splits[split], name), config)
             return [f"{name} ({split}): {scores.describe()}", *scores.table(encoder.labels)]
-        name, splits = read_splits(config, data)
-        split = split or ("test" if "test" in splits else "valid" if on_hub(data) or Path(data).is_dir() else "train")
+        name, splits = read_splits(config, data, held_out=False)
+        if split is None:  # all of a table; of a folder its test, valid or only examples
+            split = next(s for s in ("test", "valid", "train") if s in splits)
+        elif split not in splits:  # what training held out
+            name, splits = read_splits(config, data)
         if split not in splits:
             raise UserError(f"{data}: no split {split}; there are: {', '.join(sorted(splits))}")
-        examples = splits["train"] + splits["valid"] if split == "train" else splits[split]
-        scores = score(model, encoder, encode(encoder, config, examples, name), config)
+        scores = score(model, encoder, encode(encoder, config, splits[split], name), config)
         return [f"{name}: {scores.describe()}", *scores.table(encoder.labels)]
 
 
