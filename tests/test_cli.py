@@ -155,12 +155,13 @@ BAD = [
     ("train classify --data {run}/data.csv --text-column body", "no column 'body'; there are: text, label"),
     ("train translate --data {tmp}/none.tsv", "none.tsv: no such file or folder"),
     ("train translate --source de", "--source and --target go together"),
-    ("train translate --data {run}/text.txt", "line 1 has 1 columns"),
+    ("train translate --data {run}/text.txt", "text.txt: line 1 has no tab-separated column 2"),
     ("predict --checkpoint {run}/classify/best.ckpt --text x --beam 0", "--top and --beam must be at least 1"),
     ("train classify --pooling min", "--pooling: expected one of last, mean, max, attention, concat, got min"),
     ("train classify --stem klingon", "--stem klingon: there are: "),
     ("predict --checkpoint {run}/run/best.ckpt --text x", "a language model; fastrnn generate draws"),
     ("predict --checkpoint {run}/classify/best.ckpt --data {tmp}/none", "none: no such file"),
+    ("predict --checkpoint {run}/classify/best.ckpt --data {run}/classify", "classify: a folder, and a file is needed"),
     ("predict --checkpoint {run}/classify/best.ckpt --text x --data y", "--text and --data exclude each other"),
     ("predict --checkpoint {run}/classify/best.ckpt --data {tmp}/empty.txt", "empty.txt: no line of text"),
     ("generate --checkpoint {run}/classify/best.ckpt", "a checkpoint of task classify, not lm"),
@@ -169,17 +170,19 @@ BAD = [
     ("train lm stray", "unknown argument stray"),
     ("train lm --cell gruu", "--cell: expected one of lstm, gru, rnn, got gruu"),
     ("train lm --lr fast", "--lr: expected float, got fast"),
+    ("train lm --seed 4294967296", "--seed must lie in [0, 4294967296), got 4294967296"),
+    ("generate --checkpoint {run}/run/best.ckpt --seed 99999999999999999999", "--seed must lie in [0, 4294967296)"),
     ("train lm --layers 1.5", "--layers: expected int, got 1.5"),
     ("train lm --dropout 2", "--dropout must lie in [0, 1), got 2.0"),
     ("train lm --preset none", "there are: awd-ptb, ptb-small"),
     ("train lm --config {tmp}/none.yaml", "--config: File does not exist"),
-    (
-        "train lm --config {tmp}/typo.yaml",
-        "hiden_size in the configuration, did you mean 'hidden-size'?",
-    ),
+    ("train lm --config {tmp}/typo.yaml", "hiden_size in the configuration, did you mean 'hidden_size'?"),
+    ("train lm --config {tmp}/broken.yaml", "--config {tmp}/broken.yaml: not YAML: "),
+    ("train lm --config={tmp}/latin.txt", "latin.txt: not UTF-8 at byte 3 (line 1)"),
+    ("train lm --config {tmp}/empty.txt", "--config {tmp}/empty.txt: no options in it"),
     ("train lm --data {tmp}/none.txt", "none.txt: no such file or folder"),
     ("train lm --data {tmp}/empty.txt", "empty.txt: the train text is empty"),
-    ("train lm --data {tmp}/short.txt --out {tmp}/o", "training: the text has 9 tokens, too few for one step of 16"),
+    ("train lm --data {tmp}/short.txt --out {tmp}/o", "short.txt (train): the text has 9 tokens, too few for"),
     ("train lm --data {tmp}/latin.txt", "latin.txt: not UTF-8 at byte 3 (line 1)"),
     ("train lm --resume", "--resume needs the run"),
     ("train lm --resume {tmp}/none", "no checkpoint there"),
@@ -205,10 +208,11 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, line, mess
     for name, content in {"empty": b"", "short": b"ten chars\n", "latin": b"caf\xe9\n"}.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
     (tmp_path / "typo.yaml").write_text("hiden_size: 3\n")
+    (tmp_path / "broken.yaml").write_text("hidden_size: [3\n")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert main(line.format(tmp=tmp_path, run=run).split()) == 2
     out, err = capsys.readouterr()
-    assert message in (err or out)
+    assert message.format(tmp=tmp_path) in (err or out) if "{tmp}" in message else message in (err or out)
     if line:
         assert out == ""
         assert err.startswith("fastrnn")

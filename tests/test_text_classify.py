@@ -18,6 +18,7 @@ from text_support import assert_identical, at_step, final_state, one_thread, qui
 
 from fastrnn.text import ClassifyConfig, Interrupted, UserError, load_classifier, predict, train_classify
 from fastrnn.text.models.classifier import Classifier, Pooling
+from fastrnn.text.prediction import predict_lines
 from fastrnn.text.scores import class_scores, number_scores
 from fastrnn.text.tasks.classify import ClassifyTask
 
@@ -149,6 +150,8 @@ def test_series(config, tmp_path):
     assert f"accuracy {result.test.accuracy:.2%}" in lines[0]
     with pytest.raises(UserError, match="3 features in a step, where training had 2"):
         predict(result.model, result.encoder, [torch.zeros(4, 3)], config)
+    with pytest.raises(UserError, match=r"one\.npy: 3 features in a step, where training had 2"):
+        predict_lines(path, None, str(tmp_path / "one.npy"), 1, 1, None)
 
 
 @pytest.mark.parametrize(("step", "accumulate"), [(0, 1), (6, 1), (9, 1), (10, 1), (15, 1), (7, 3)])

@@ -131,13 +131,17 @@ def test_damaged_and_foreign_checkpoints(trained, tmp_path):
     flipped[record.header_offset + record.file_size // 2 + 100] ^= 1
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.ckpt")
+    torch.save({"fastrnn": {"format": checkpoints.FORMAT, "task": "lm"}}, tmp_path / "hollow.ckpt")
+    torch.save({"fastrnn": {**checkpoints.load(trained)["fastrnn"], "format": "x"}}, tmp_path / "format.ckpt")
     cases = {
         "truncated": (whole[: len(whole) // 2], "truncated, or not a checkpoint"),
         "flipped": (bytes(flipped), "damaged"),
         "text": (b"not a checkpoint", "truncated, or not a checkpoint"),
         "empty": (b"", "truncated, or not a checkpoint"),
         "foreign": (None, "not a checkpoint of fastrnn"),
-        "pickled": (None, "not a checkpoint of fastrnn"),
+        "pickled": (None, "not a checkpoint of fastrnn: it holds more than data, and is not read$"),
+        "hollow": (None, "a PyTorch file, but not a checkpoint of fastrnn"),
+        "format": (None, "a PyTorch file, but not a checkpoint of fastrnn"),
         "missing": (None, "no such checkpoint"),
     }
     for name, (content, message) in cases.items():

@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers", reason="needs the extra [train]")
 from fastrnn.text import TranslateConfig, UserError
 from fastrnn.text.data.dates import MONTHS, date_pairs, expressions, ordinal
 from fastrnn.text.data.pairs import load_pairs
+from fastrnn.text.data.series import load_series
 
 
 def test_parallel_files(tmp_path):
@@ -37,6 +38,17 @@ def test_parallel_files(tmp_path):
         load_pairs(TranslateConfig(source="fr", target="it"), str(tmp_path))
 
 
+def test_a_folder_of_test_data_alone_is_not_trained_on(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "test.tsv").write_text("a\tb\n" * 9)
+    with pytest.raises(UserError, match="no training pairs, only test"):
+        load_pairs(TranslateConfig(), str(tmp_path / "pairs"))
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "Gun_TEST.tsv").write_text("1\t2\n2\t3\n")
+    with pytest.raises(UserError, match="there is test, but no training split"):
+        load_series(str(tmp_path / "series"))
+
+
 def test_no_target_is_in_two_splits(tmp_path):
     (tmp_path / "a.tsv").write_text("".join(f"{'En' if i % 2 else 'en'} {i % 37}\tzh {i}\tCC\n" for i in range(300)))
     config = TranslateConfig(source_column=2, target_column=1, held_out=0.2)
@@ -51,7 +63,7 @@ def test_no_target_is_in_two_splits(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a\tb\nc\n", {}, "line 2 has 1 columns"),
+        ("a\tb\nc\n", {}, "line 2 has no tab-separated column 2"),
         ("", {}, "the train split has no pairs"),
         ("a\tb\nc\tb\n", {}, r"a\.tsv: 2 pairs are too few to hold some out"),
         ("a\tb\n", {"source": "de", "target": "en"}, "need a folder of parallel files"),

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -133,6 +134,19 @@ def test_bad_text_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="the train text is empty"):
         prepare(str(tmp_path / "x.txt"), str(tmp_path / "out"), "word", echo=quiet)
+
+
+def test_archives_and_small_packed_texts_are_refused(tmp_path):
+    """An archive's own bytes are no text; what a small .gz file holds was all validation."""
+    (tmp_path / "x.txt").write_text("a line of text\n" * 200)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "x.txt", "train/x.txt")
+    with pytest.raises(UserError, match=r"x.tar.gz: token files are made of texts, not of archives: unpack it"):
+        prepare(str(tmp_path / "x.tar.gz"), str(tmp_path / "out"), echo=quiet)
+    (tmp_path / "x.gz").write_bytes(gzip.compress((tmp_path / "x.txt").read_bytes()))
+    with pytest.raises(UserError, match=r"x.gz: too little text to keep some for validation"):
+        prepare(str(tmp_path / "x.gz"), str(tmp_path / "out"), "bpe", 300, echo=quiet)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(folder, capsys):

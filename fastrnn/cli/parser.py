@@ -67,8 +67,8 @@ def explain(message: str, parser: Any) -> str:
         kind = re.sub(r"<class '(\w+)'>", r"\1", kind)
         return f"--{name.replace('_', '-')}: expected {kind}, got {value}"
     if found := re.match(r"Option '(.*)' is not accepted", message):
-        flag = "--" + found.group(1).replace("_", "-")
-        return f"unknown option {found.group(1)} in the configuration{suggest(flag, known).replace('--', '')}"
+        names = [flag.removeprefix("--").replace("-", "_") for flag in known]
+        return f"unknown option {found.group(1)} in the configuration{suggest(found.group(1), names)}"
     if found := re.match(r"the following arguments are required: (.*)", message):
         return "missing " + ", ".join("--" + name for name in found.group(1).split(", "))
     if found := re.match(r'Parser key "config": (.*)', message):
@@ -92,6 +92,27 @@ def expand_preset(task: str, args: list[str]) -> list[str]:
         else:
             expanded.append(arg)
     return expanded
+
+
+def check_configs(args: list[str]) -> None:
+    """Raises UserError for a `--config` file that is no table of options; jsonargparse's own message names no file."""
+    import yaml  # type: ignore[import-untyped]
+
+    from ..text.data.files import read_text
+    from ..text.errors import UserError
+
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        if arg != "--config" and not arg.startswith("--config="):
+            continue
+        path = Path(after if arg == "--config" else arg.partition("=")[2])
+        if not path.is_file():
+            continue  # which jsonargparse says well
+        try:
+            options = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise UserError(f"--config {path}: not YAML: {error}") from None
+        if not isinstance(options, dict):
+            raise UserError(f"--config {path}: no options in it; --print_config writes such a file")
 
 
 def check_layer(layer: str | None) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from importlib import import_module
 
-from .parser import UsageError, add_fields, check_layer, expand_preset, make_parser, parse, presets
+from .parser import UsageError, add_fields, check_configs, check_layer, expand_preset, make_parser, parse, presets
 
 
 @dataclasses.dataclass
@@ -74,6 +74,7 @@ def train(task: str, args: list[str]) -> int:
     parser.add_argument("--overwrite", nargs="?", const=True, default=False, type=bool, help="replace the run in --out")
     add_fields(parser, config)
     args = expand_preset(task, args)
+    check_configs(args)
     options = vars(parse(parser, args))
     fields = config.__dataclass_fields__
     given = {k: v for k, v in vars(parse(parser, args, defaults=False)).items() if k in fields}
@@ -88,7 +89,7 @@ def evaluate(args: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, type=str, help="best.ckpt of a run")
     parser.add_argument(
         "--data", default=None, type=str | None,
-        help="as for training; of a folder, *test*, *valid* or all; by default the test or valid split of what was trained on",
+        help="other data: all of a file, of a folder *test*, else *valid*, else all; by default what was trained on",
     )  # fmt: skip
     parser.add_argument("--split", default=None, type=str | None, help="train, valid or test; held-out ones, too")
     parser.add_argument("--batch-size", default=10, type=int, help="lm: columns; 1 scores the text as one stream")

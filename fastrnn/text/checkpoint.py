@@ -7,6 +7,7 @@ the task, its configuration, the tokenizer, the versions, and what exact resumin
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from .errors import UserError
 
 FORMAT = 2
+HEAD = {"format", "task", "config", "tokenizer", "data", "versions", "run"}  # of the entry "fastrnn"
 
 
 def versions() -> dict[str, str]:
@@ -63,10 +65,12 @@ def load(path: str | Path, task: str | None = None) -> dict[str, Any]:
     verify(path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's message says how to run what the file holds
+        raise UserError(f"{path}: not a checkpoint of fastrnn: it holds more than data, and is not read") from None
     except Exception as error:  # torch raises many types for what a zip archive may hold
         raise UserError(f"{path}: not a checkpoint of fastrnn ({str(error).splitlines()[0]})") from None
     head = checkpoint.get("fastrnn") if isinstance(checkpoint, dict) else None
-    if not isinstance(head, dict) or "format" not in head:
+    if not isinstance(head, dict) or not isinstance(head.get("format"), int) or not head.keys() >= HEAD:
         raise UserError(f"{path}: a PyTorch file, but not a checkpoint of fastrnn")
     if head["format"] < FORMAT:
         raise UserError(

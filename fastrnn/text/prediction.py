@@ -43,7 +43,7 @@ def predictions(path: str, text: str | None, data: str | None, top: int, beam: i
         raise UserError("--data is needed: this model reads sequences of numbers, a .npy or .csv file")
     else:
         contents = [read_series(read_bytes(existing(data)), data)]
-    for found in predict(model, encoder, contents, config):
+    for found in predict(model, encoder, contents, config, name=data or "input"):
         pairs = list(found.items())[:top]
         yield f"{pairs[0][1]:.6g}" if "value" in found else "\t".join(f"{label}\t{p:.4f}" for label, p in pairs)
 
@@ -64,6 +64,8 @@ def read_lines(text: str | None, data: str | None) -> list[str]:
 
 def existing(data: str) -> Path:
     path = Path(data)
+    if path.is_dir():
+        raise UserError(f"{data}: a folder, and a file is needed")
     if not path.is_file():
         raise UserError(f"{data}: no such file")
     return path

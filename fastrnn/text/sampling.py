@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config.run import SEEDS
 from .data.tokens import Vocabulary
 from .errors import UserError
 from .models.lm import LanguageModel
@@ -35,6 +36,8 @@ def generate(
             f"--length, --top-k and --temperature must be at least 0 and --top-p in (0, 1], "
             f"got {length}, {top_k}, {temperature}, {top_p}"
         )
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise UserError(f"--seed must lie in [0, {SEEDS}), got {seed}")
     generator = torch.Generator()
     if seed is not None:
         generator.manual_seed(seed)

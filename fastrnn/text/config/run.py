@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UserError
 
+SEEDS = 2**32  # torch takes 64 bits, and those of processes and passes are made from the run's
+
 
 def option(default: Any, help: str, free: bool = False) -> Any:
     """A dataclass field with the text that `--help` shows for it.
@@ -64,8 +66,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         at_least(self, 1, "epochs", "log_every", "accumulate", "devices", "nodes", "nonmono")
-        at_least(self, 0, "weight_decay", "clip", "warmup", "decay_start", "threads", "save_every", "seed", "patience")
+        at_least(self, 0, "weight_decay", "clip", "warmup", "decay_start", "threads", "save_every", "patience")
         below(self, 1, "momentum", "beta1", "beta2")
+        below(self, SEEDS, "seed")
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr must be a positive number, got {self.lr}")
         if not 0 < self.decay <= 1:

@@ -107,7 +107,10 @@ def read_table(path: Path, source: int, target: int) -> Pairs:
             continue
         cells = line.split("\t")
         if len(cells) <= max(source, target):
-            raise UserError(f"{path}: line {number} has {len(cells)} columns, --source-column or --target-column more")
+            missing = max(source, target) + 1
+            raise UserError(
+                f"{path}: line {number} has no tab-separated column {missing}: see --source-column and --target-column"
+            )
         if cells[source].strip() and cells[target].strip():
             pairs.append((cells[source].strip(), cells[target].strip()))
     return pairs

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import UserError
 from .corpus import text_files
-from .files import decode_text, split_of
+from .files import ARCHIVES, decode_text, split_of
 from .segment import Segmenter
 from .tokens import Vocabulary
 
@@ -105,6 +105,9 @@ def prepare(
 def split_sources(data: str) -> list[tuple[str, Path]]:
     """(split, file) in order; "" is text of which the end is to become validation."""
     files = text_files(data)
+    for path in files:
+        if path.name.endswith(ARCHIVES):
+            raise UserError(f"{path}: token files are made of texts, not of archives: unpack it, and give the folder")
     named = [(split, path) for path in files if (split := split_of(path))]
     if not named:
         return [("", path) for path in files]
@@ -185,7 +188,7 @@ def tokenize(
             fact["tokens"] += len(ids) // np.dtype(dtype).itemsize
             fact["chars"] += chars
             fact["crc32"] = zlib.crc32(ids, fact["crc32"])
-    if "valid" not in facts:
+    if not {"train", "valid"} <= facts.keys():  # a small .gz file is read at once
         raise UserError(f"{sources[0][1]}: too little text to keep some for validation: give a file named *valid*")
     return facts
 

@@ -231,11 +231,19 @@ def score(model: Classifier, encoder: Encoder, data: Encoded, config: ClassifyCo
 
 @torch.inference_mode()
 def predict(
-    model: Classifier, encoder: Encoder, contents: Iterable[Any], config: ClassifyConfig, batch_size: int = 64
+    model: Classifier,
+    encoder: Encoder,
+    contents: Iterable[Any],
+    config: ClassifyConfig,
+    batch_size: int = 64,
+    name: str = "input",
 ) -> list[dict[str, float]]:
-    """For each text (or series (T, F)), the probability of each label, likeliest first; for regression {"value": v}."""
+    """For each text (or series (T, F)), the probability of each label, likeliest first; for regression {"value": v}.
+
+    Raises UserError, which begins with `name`, for series of another number of features than in training.
+    """
     model.eval()
-    found, inputs = [], encoder.contents(list(contents))
+    found, inputs = [], encoder.contents(list(contents), name)
     for start in range(0, len(inputs), batch_size):
         data = Encoded([x[: config.max_length or None] for x in inputs[start : start + batch_size]], torch.zeros(0), 0)
         count = len(data.inputs)

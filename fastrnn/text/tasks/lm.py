@@ -79,8 +79,10 @@ class LmTask(Task):
             ids = {split: vocabulary.encode(text) for split, text in texts.items() if text is not None}
             name, chars = corpus.name, {split: len(text) for split, text in texts.items() if text is not None}
             mark = f"{len(ids['train'])} tokens, crc32 {zlib.crc32(ids['train'].numpy().tobytes()):08x}"
-        train = loader(ids["train"], config.batch_size, config.bptt, "training", False, config.varied_bptt, config.seed)
-        valid = loader(ids["valid"], config.eval_batch_size, config.bptt, "validation", pad=True)
+        train = loader(
+            ids["train"], config.batch_size, config.bptt, f"{name} (train)", False, config.varied_bptt, config.seed
+        )
+        valid = loader(ids["valid"], config.eval_batch_size, config.bptt, f"{name} (valid)", pad=True)
         return LmData(name, mark, vocabulary.state(), train, valid, vocabulary, ids, chars)
 
     def describe(self) -> list[str]:
