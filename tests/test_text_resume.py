@@ -123,6 +123,22 @@ def test_resume_refuses_another_text(config, tmp_path):
         train_lm(config, resume=config.out, echo=quiet)
 
 
+def test_a_run_goes_on_in_another_folder_but_not_over_another_run(config, tmp_path):
+    train_lm(dataclasses.replace(config, epochs=1), echo=quiet)
+    train_lm(dataclasses.replace(config, epochs=1, out=str(tmp_path / "other")), echo=quiet)
+    before = (tmp_path / "other" / "last.ckpt").read_bytes()
+    with pytest.raises(UserError, match="other holds a run already"):
+        train_lm(config, resume=config.out, given={"epochs": 2, "out": str(tmp_path / "other")}, echo=quiet)
+    assert (tmp_path / "other" / "last.ckpt").read_bytes() == before
+    train_lm(config, resume=config.out, given={"epochs": 2, "out": str(tmp_path / "third")}, echo=quiet)
+    assert checkpoints.load(tmp_path / "third" / "last.ckpt")["global_step"] == 2 * STEPS
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "other").rename(tmp_path / "run")  # where the run to go on with began
+    train_lm(LmConfig(), resume=str(tmp_path / "moved"), given={"epochs": 2}, echo=quiet)
+    assert checkpoints.load(tmp_path / "moved" / "last.ckpt")["global_step"] == 2 * STEPS
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config, tmp_path):
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -192,6 +192,31 @@ def test_metrics_of_a_resumed_run_follow_one_another(config):
     assert steps[-1] == 99
 
 
+def test_overwriting_leaves_nothing_of_the_run_before(config, tmp_path):
+    """Its figures would be in the curves, its pictures in the report, its best.ckpt there if the new one is killed."""
+    folder = tmp_path / "run"
+    train_lm(dataclasses.replace(config, log_every=1, epochs=1, report=True, sample=5), echo=quiet)
+    for name in ("confusion-matrix.png", "attention-1.png", "notes.txt"):
+        (folder / name).write_bytes((folder / "curves.png").read_bytes())
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="holds a run already"):
+        train_lm(config, echo=quiet)
+    with pytest.raises(UserError, match="must lie below the 42 tokens"):  # known when the network is made
+        train_lm(dataclasses.replace(config, cutoffs=[42], hidden_size=16), overwrite=True, echo=quiet)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    train_lm(dataclasses.replace(config, log_every=10, epochs=1, sample=0), overwrite=True, echo=quiet)
+    assert [row["step"] for row in read_metrics(folder) if "train_loss" in row] == [9, 19, 29, 39, 49]
+    found = {p.name for p in folder.iterdir()}
+    assert found == {"best.ckpt", "last.ckpt", "config.yaml", "metrics", "notes.txt"}
+
+
+def test_a_run_that_cannot_begin_takes_no_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="must lie below the 42 tokens"):
+        train_lm(dataclasses.replace(config, out=None, cutoffs=[42], hidden_size=16), echo=quiet)
+    assert not (tmp_path / "runs").exists()
+
+
 def config_folder(config):
     from pathlib import Path
 

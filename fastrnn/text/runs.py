@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from .errors import UserError
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+MADE = (LAST, BEST, "config.yaml", "metrics", "tensorboard", "sample.txt", "curves.png", "confusion-matrix.png",
+        "attention-*.png", "report.html")  # fmt: skip
 
 
-def run_folder(out: str | None, task: str, overwrite: bool = False) -> Path:
+def check_free(out: str | None) -> None:
+    """Raises UserError if the folder `out` holds a run already: nothing is overwritten unasked."""
+    if out is not None and (Path(out) / LAST).exists():
+        raise UserError(
+            f"{out} holds a run already: go on with --resume, replace it with --overwrite, or name another --out"
+        )
+
+
+def clear_run(folder: Path) -> None:
+    """Removes the run in `folder`, if there is one, so that a new one finds none of its figures and pictures there;
+    files that no run makes stay."""
+    if not (folder / LAST).exists():
+        return
+    for path in [path for pattern in MADE for path in folder.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def run_folder(out: str | None, task: str) -> Path:
     """The folder of a run, made if need be: `out`, or the first free runs/TASK-001, -002, ...
 
-    Raises UserError if it holds a run already (nothing is overwritten unasked) or cannot be made.
+    Raises UserError if it cannot be made.
     """
     if out is None:
         number = 1
@@ -20,8 +43,6 @@ def run_folder(out: str | None, task: str, overwrite: bool = False) -> Path:
             number += 1
     else:
         folder = Path(out)
-        if (folder / LAST).exists() and not overwrite:
-            raise UserError(f"{out} holds a run already: go on with --resume, replace it with --overwrite, or name another --out")  # fmt: skip  # noqa: E501
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ from .config import RunConfig, resumed
 from .distributed import FOLDER, alone, check_launch, is_first
 from .errors import UserError
 from .kernels import nothing_saved, trusted
-from .runs import BEST, resume_path, run_folder
+from .runs import BEST, check_free, clear_run, resume_path, run_folder
 from .task import Echo, Result, Task
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -68,35 +68,47 @@ def train(
     check_launch(config, start is not None)
     check_device(config)
     check_packages(kind.packages(config))
+    out = wanted_folder(config, start, given or {}, overwrite)
     if config.threads:
         torch.set_num_threads(config.threads)
     data = kind.load(config, saved)
     if saved is not None and saved["data"] != data.mark:
         raise UserError(f"--resume: the training data is not what {start} was trained on ({data.name})")
-    folder = agreed_folder(kind.name, config, start, given or {}, overwrite)
-    config = dataclasses.replace(config, out=str(folder))
-    if is_first():
-        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     torch.manual_seed(config.seed)
     task = kind(config, data)
+    folder = agreed_folder(kind.name, out, config.world)
+    task.config = config = dataclasses.replace(config, out=str(folder))
+    if is_first():  # from here on the run begins: whatever was wrong before has left the folder as it was
+        if start is None:
+            clear_run(folder)
+        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     for line in [*task.describe(), f"{torch.get_num_threads()} threads, run in {folder}"]:
         say(line)
     fit(task, folder, start, say)
     return conclude(task, folder, say, lines)
 
 
-def agreed_folder(name: str, config: RunConfig, start: Path | None, given: dict[str, Any], overwrite: bool) -> Path:
-    """The folder of the run: chosen by the first process, told to those that Lightning starts after it."""
+def wanted_folder(config: RunConfig, start: Path | None, given: dict[str, Any], overwrite: bool) -> str | None:
+    """The folder that is asked for: of a continued run its own, or another. UserError: a run is in the way."""
+    if start is None:
+        out, free = config.out, overwrite
+    else:
+        out = given.get("out") or str(start.parent)
+        free = overwrite or Path(out).resolve() == start.parent.resolve()
+    if is_first() and not free:
+        check_free(out)
+    return out
+
+
+def agreed_folder(name: str, out: str | None, world: int) -> Path:
+    """`out`, or a new folder: chosen by the first process, told to those that Lightning starts after it."""
     if not is_first():
-        out = os.environ.get(FOLDER) or given.get("out") or (str(start.parent) if start else config.out)
+        out = os.environ.get(FOLDER) or out
         if out is None:
             raise UserError("a run that a launcher starts needs --out FOLDER, the same for all processes")
         return Path(out)
-    if start is None:
-        folder = run_folder(config.out, name, overwrite)
-    else:
-        folder = run_folder(given.get("out") or str(start.parent), name, overwrite=True)
-    if config.world > 1:
+    folder = run_folder(out, name)
+    if world > 1:
         os.environ[FOLDER] = str(folder)
     return folder
 
