@@ -87,7 +87,7 @@ def refuses_to_print(line, owner, name, monkeypatch, capsys, way_on) -> None:
     assert capsys.readouterr().out.strip()
     plain = getattr(owner, name)
     for last in (lambda: meeting.watchdog.flag(CPU).fill_(1), give_up):
-        monkeypatch.setattr(owner, name, lambda *a, last=last: (plain(*a), last())[0])
+        monkeypatch.setattr(owner, name, lambda *a, last=last, **k: (plain(*a, **k), last())[0])
         assert cli.main(line) == 2
         said = capsys.readouterr()
         assert not said.out
