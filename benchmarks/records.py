@@ -21,7 +21,7 @@ from typing import Any
 
 import fastrnn
 from benchmarks.picture import heat_map
-from fastrnn.bench.environment import describe, read, results, slug, write
+from fastrnn.bench.environment import IN_A_CLONE, describe, read, results, slug, write
 from fastrnn.bench.measure import geomean
 from fastrnn.bench.report import BUSY, markdown
 from fastrnn.bench.shapes import CASES, MODES
@@ -58,7 +58,7 @@ def steps(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 def _beside(args: argparse.Namespace) -> str:
     """Not among the records that --check takes the newest of."""
-    return str(results(args.out) / "peers")
+    return str(Path(args.out or IN_A_CLONE) / "peers")
 
 
 def wait_until_quiet(load: Callable[[], float], sleep: Callable[[float], None], patience: float) -> None:

@@ -1,5 +1,7 @@
 """`fastrnn bench --check`: what it holds itself against, and what it names."""
 
+from pathlib import Path
+
 import pytest
 from bench_support import passes, record, write
 
@@ -10,24 +12,41 @@ from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
 
 
-@pytest.mark.parametrize(("later", "code"), [((1.2, 1.2, 1.2), 1), ((1.2, 2.0), 0)])
-def test_a_check_names_what_is_slower_each_time(tmp_path, monkeypatch, capsys, later, code):
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(check, "PAUSE", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("measured", "code"),
+    [
+        ((2.0,), 0),
+        ((1.2, 1.2, 1.2), 1),
+        ((1.2, 1.95, 1.95), 0),  # after two, the median of which is a suspect though the last is none
+        ((1.2, 1.2, 1.8), 1),
+        ((1.2, 1.7, 1.2), 0),  # too far apart to tell
+        ((1.9, 1.95), 0),
+    ],
+)
+def test_a_check_names_what_is_slower_with_all_its_tries(tmp_path, monkeypatch, capsys, measured, code):
     name = CASES[0].name
-    baseline = write(tmp_path / "cpu-1.jsonl", [*passes(name, 2.0, 2.1, 1.9), *passes("gone", 2.0, 2.0)])
-    ratios = iter(later)
+    baseline = write(tmp_path / "cpu-1.jsonl", [*passes(name, 2.0, 2.02, 1.98), *passes("gone", 2.0, 2.0)])
+    ratios = iter(measured)
     seen = []
 
-    def measured(job, options, echo):
+    def measure(job, options, echo):
         seen.append(job.case.name)
         return record(name, next(ratios))
 
-    monkeypatch.setattr(check, "measure", measured)
+    monkeypatch.setattr(check, "measure", measure)
     assert main(["bench", "--check", baseline, "--threads", "1"]) == code
-    assert seen == [name] * len(later)
-    assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+    assert len(seen) == len(measured) or measured == (1.9, 1.95)
+    out = capsys.readouterr().out
+    assert ("REGRESSION" in out) == bool(code)
+    assert "1 of 1 cases measured, 0 failed" in out
 
 
-def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monkeypatch, capsys):
+def test_a_regression_that_fails_when_it_is_measured_again_is_a_failure(tmp_path, monkeypatch, capsys):
     name = CASES[0].name
     baseline = write(tmp_path / "cpu-1.jsonl", passes(name, 2.0, 2.1, 1.9))
     key = {"case": name, "cell": "GRU", "mode": "training", "threads": 1}
@@ -35,7 +54,7 @@ def test_a_regression_that_fails_when_it_is_measured_again_stays(tmp_path, monke
     answers = iter([record(name, 1.2), failure])
     monkeypatch.setattr(check, "measure", lambda *_: next(answers))
     assert main(["bench", "--check", baseline, "--threads", "1"]) == 1
-    assert "REGRESSION  2.00 -> 1.20" in capsys.readouterr().out
+    assert "1 of 1 cases measured, 1 failed" in capsys.readouterr().out
 
 
 def test_a_check_that_measures_nothing_is_no_success(tmp_path, monkeypatch, capsys):
@@ -46,11 +65,15 @@ def test_a_check_that_measures_nothing_is_no_success(tmp_path, monkeypatch, caps
     assert "0 of 1 cases measured" in capsys.readouterr().out
 
 
-def test_a_check_grants_what_the_passes_of_the_records_differ_by(tmp_path, monkeypatch, capsys):
-    """And beside records of other hardware 30 percent."""
-    name = CASES[0].name
+def this_hardware():
     here = environment.describe(library, [])
-    same = {key: here[key] for key in ("cpu", "flags", "cores")}
+    return {key: here[key] for key in ("cpu", "flags", "cores")}
+
+
+def test_a_check_grants_what_the_passes_of_the_records_differ_by(tmp_path, monkeypatch, capsys):
+    """And beside records of other hardware 30 percent; those of two machines are of another."""
+    name = CASES[0].name
+    same = this_hardware()
     ratios = {"quiet": (2.0, 2.02, 1.98), "noisy": (2.0, 1.5, 2.1)}
     for kind, seen, facts, code in (
         ("quiet", 1.8, same, 1),
@@ -62,16 +85,42 @@ def test_a_check_grants_what_the_passes_of_the_records_differ_by(tmp_path, monke
         monkeypatch.setattr(check, "measure", lambda *_, seen=seen: record(name, seen))
         assert main(["bench", "--check", baseline, "--threads", "1"]) == code, (kind, seen)
         assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+    other = write(tmp_path / "other.jsonl", [])
+    baseline = write(tmp_path / "cpu-1.jsonl", passes(name, *ratios["quiet"]), **same)
+    both = Path(baseline).read_text() + Path(other).read_text()
+    Path(baseline).write_text(both)
+    monkeypatch.setattr(check, "measure", lambda *_: record(name, 1.45))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 0
+
+
+def test_a_slow_down_of_all_is_found_though_none_of_the_cases_tells(tmp_path, monkeypatch, capsys):
+    some = [c.name for c in CASES if "GRU" in c.cells and "training" in c.modes][:8]
+    spread = (2.0, 2.0 * 1.06, 2.0 / 1.06)
+    baseline = write(tmp_path / "cpu-1.jsonl", [r for name in some for r in passes(name, *spread)], **this_hardware())
+    monkeypatch.setattr(check, "measure", lambda job, *_: record(job.case.name, 1.75))
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "0 regressions" in out
+    assert "geometric mean of all cases 0.875, a REGRESSION" in out
 
 
 def test_records_of_a_single_pass_are_no_measure(tmp_path, capsys):
     baseline = write(tmp_path / "cpu-1.jsonl", [record(CASES[0].name, 2.0)])
     assert main(["bench", "--check", baseline, "--threads", "1"]) == 2
-    assert "measure at least one of them with --passes 3" in capsys.readouterr().err
+    assert "measure with --passes 3 --budget 0" in capsys.readouterr().err
     (tmp_path / "abacus-1-cores").mkdir()
     write(tmp_path / "abacus-1-cores" / "cpu-2.jsonl", [record("a", 1.0)], backend="auto")
-    with pytest.raises(UsageError, match=r"cpu-2\.jsonl is of a single pass"):
+    with pytest.raises(UsageError, match=r"cpu-2\.jsonl is of too few passes"):
         check.newest(tmp_path, HERE)
+
+
+def test_what_the_records_do_not_tell_of_is_not_judged_in_silence(tmp_path, monkeypatch, capsys):
+    name = CASES[0].name
+    known = [*passes(name, 2.0, 2.02, 1.98, threads=1), record(name, 2.0, threads=2)]
+    baseline = write(tmp_path / "cpu-1.jsonl", known)
+    monkeypatch.setattr(check, "measure", lambda job, *_: record(name, 2.0 / job.threads, threads=job.threads))
+    assert main(["bench", "--check", baseline, "--threads", "1", "2"]) == 0
+    assert "not compared: 1 cases" in capsys.readouterr().out
 
 
 HERE = {"cpu": "Abacus", "flags": [], "cores": 1, "device": "cpu", "subject": "fastrnn", "malloc": "system"}

@@ -103,6 +103,22 @@ def test_passes_go_over_the_whole_grid_and_are_continued(stand_in, tmp_path, mon
     timed = [case for kind, case in whole if kind == "measurement"]
     assert turns()[3:] == [("measurement", case, k) for k in (1, 2) for case in timed]
     assert [len(r["passes"]) for r in environment.read(saved) if r["kind"] == "measurement"] == [3, 3]
+    text = saved.with_suffix(".txt").read_text()
+    for r in (r for r in environment.read(saved) if r["kind"] == "measurement"):
+        assert f"passes {min(r['passes']):.2f}..{max(r['passes']):.2f}" in text
+    stand_in(error=1e-3, cases=[STEP, TINY[-1]])
+    wrong = ["--passes", "1", "--kernels", "--budget", "0", "--resume", str(saved)]
+    assert commands.bench([*argv, *wrong]) == 1
+    assert {kind for kind, *_ in turns()} == {"failure", "latency"}  # no pass of what is wrong is left
+
+
+@pytest.mark.parametrize(("asked", "passes"), [([], 1), (["--passes", "2"], 2)])
+def test_what_is_not_kept_has_one_pass(stand_in, capsys, asked, passes):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, *asked]) == 0
+    head, _, tables = capsys.readouterr().out.partition("geometric means")
+    assert head.count("GRU  inference T1-B1-H128") == passes
+    assert tables
 
 
 def test_a_file_of_other_hardware_is_not_continued(stand_in, tmp_path):

@@ -1,7 +1,7 @@
 """A quick run against records that were kept: has something become slower, as a ratio over torch.nn?
 
-By the rule of `fastrnn.bench.compare`, with the noise that the passes of the records tell. What is slower at first is
-measured again, up to TRIES times, and named if it still is with all of these as passes, or could not be measured again.
+By the rule of `fastrnn.bench.compare`, with the noise that the records tell. What might be slower, by SUSPECT standard
+errors, is measured again, up to TRIES times and after a pause; with all of these as its passes it is named or not.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn.bench import report
-from fastrnn.bench.compare import LEAST, NO_NOISE, Change, by_key, compare, describe
+from fastrnn.bench.compare import LEAST, NO_NOISE, SURE, Comparison, by_key, compare, text
 from fastrnn.bench.environment import describe as environment_of
 from fastrnn.bench.environment import gpu, keep_freed_memory, read, results, slug
 from fastrnn.bench.grids import Job
 from fastrnn.bench.measuring import Options
-from fastrnn.bench.passes import KINDS, condensed, group_of, identity, noise
+from fastrnn.bench.passes import KINDS, condensed, identity, noise
 from fastrnn.bench.records import setups
 from fastrnn.bench.run import measure, plan
 from fastrnn.cli.parser import UsageError
 
-TRIES = 3
+TRIES, PAUSE = 3, 5.0  # seconds: a burst of other work must not meet all tries
+SUSPECT = 2.0
 ELSEWHERE = 0.3  # granted beside records of other hardware, where torch.nn's ratios are others; chosen, not measured
 Record = dict[str, Any]
 
@@ -61,7 +62,7 @@ def unfit(path: Path, environment: Record) -> str | None:
     if load >= report.BUSY:
         return f"of a busy machine (load {load:.2f})"
     if not noise(records):
-        return "of a single pass"
+        return "of too few passes"
     differing = (n for n in ("subject", "backend", "malloc") if any(m[n] != environment[n] for m in made))
     name = next(differing, None)
     return name and f"made with {name} {made[-1][name]}, not {environment[name]}"
@@ -79,29 +80,26 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
     }
     path = Path(args.check) if args.check else newest(results(args.out), environment)
     records = read(path)
-    levels = noise(records)
-    if not levels:
+    if not noise(records):
         raise UsageError(f"--check {path}: its records do not {NO_NOISE}")
-    known = {key: r for key, r in by_key(records).items() if group_of(r) in levels}
+    known = by_key(records)
     made_on = {slug(r) for r in records if r["kind"] == "environment"}
     least = LEAST if made_on == {slug(environment)} else ELSEWHERE
     planned = [j for j in plan(args) if j.what == "timing" and identity(KINDS[j.what], j.key()) in known]
     if not planned:
         raise UsageError(f"--check: nothing of {path} is in what was asked to be measured (threads, types, cases)")
     echo(report.header(environment) + f"\nagainst {path}\n\n{report.TIMES_HEADER}")
-    options = Options(library, args.backend, args.sample, args.rounds, (), False, None, gpu())
+    options = Options(library, args.backend, args.sample, args.rounds, args.peers, False, None, gpu())
     start = time.monotonic()
     found: list[tuple[Job, Record]] = []
     for job in planned:
         if args.budget and time.monotonic() - start > args.budget:
             break
         found.append((job, measure(job, options, echo)))
-    failed = [r for _, r in found if r["kind"] == "failure"]
-    slower = confirmed(found, list(known.values()), least, options, echo)
-    echo(f"\n{len(found)} of {len(planned)} cases measured: {len(failed)} failed, {len(slower)} slower than in {path}")
-    for c in slower:
-        echo(f"REGRESSION  {c.before:.2f} -> {c.after:.2f}  {describe(c.key)}")
-    return 1 if failed or slower or not found else 0
+    measured, failures = confirmed(found, list(known.values()), least, options, echo)
+    echo(f"\n{len(found)} of {len(planned)} cases measured, {failures} failed; against {path}")
+    echo(text(measured))
+    return 1 if failures or measured.worse or not found else 0
 
 
 def confirmed(
@@ -110,20 +108,21 @@ def confirmed(
     least: float,
     options: Options,
     echo: Callable[[str], None],
-) -> list[Change]:
-    """The regressions that stay when they are measured again, and those of which that fails."""
+) -> tuple[Comparison, int]:
+    """What was measured beside what is known, suspects as often as TRIES; and how many failed at any time."""
     jobs = {identity(KINDS[job.what], job.key()): job for job, _ in found}
     passes = [{**r, "pass": 0} for _, r in found if r["kind"] == "measurement"]
-    slower = compare(known, condensed(passes), least).regressions
-    failed: list[Change] = []
+    failures = len(found) - len(passes)
     for number in range(1, TRIES):
-        if not slower:
+        sure = SUSPECT if number == 1 else 0.0  # tries that lie apart leave the doubt
+        suspects = [c.key for c in compare(known, condensed(passes), least, sure).regressions if c.key in jobs]
+        if not suspects:
             break
-        echo(f"again, since slower: {len(slower)}")
-        again = [measure(jobs[c.key], options, echo) for c in slower]
-        failed += [c for c, r in zip(slower, again, strict=True) if r["kind"] == "failure"]
-        suspects = {c.key for c in slower} - {c.key for c in failed}
-        passes += [{**r, "pass": number} for r in again if r["kind"] == "measurement"]
-        passes = [r for r in passes if identity(r["kind"], r) in suspects]
-        slower = compare(known, condensed(passes), least).regressions
-    return failed + slower
+        echo(f"again, since perhaps slower: {len(suspects)}")
+        time.sleep(PAUSE)
+        again = {key: measure(jobs[key], options, echo) for key in suspects}
+        failed = [key for key, r in again.items() if r["kind"] == "failure"]
+        jobs = {key: jobs[key] for key in suspects if key not in failed}
+        failures += len(failed)
+        passes += [{**r, "pass": number} for r in again.values() if r["kind"] == "measurement"]
+    return compare(known, condensed(passes), least, SURE)._replace(only_before=[]), failures

@@ -1,27 +1,33 @@
 """Two runs beside each other: what has become slower, or faster, by more than two runs of the same code differ.
 
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
-from different machines. A case has changed when none of the passes of one run is within those of the other, and the
-medians differ by more than LEAST and by more than the noise: what passes of the same code differ by, in all but one of
-twenty pairs, in either run (`fastrnn.bench.passes`). A run of a single pass has the span of its rounds, p20 to p80, for
-passes. Peak memory has changed when ours differs by more than LEAST and a MiB.
+from different machines. A case has changed when the medians of its passes differ by more than LEAST and by more than
+SURE standard errors. The standard deviation of a pass is the case's own, from the few passes of both runs, drawn
+towards that of all cases of the older run as if that were PRIOR more passes. The same holds for the geometric mean of
+all cases of a number of threads and type, in which a change shows that is too small for one case. A run whose passes
+lie further apart than the older one's, NOISIER times, is told: it hides what it would show. Peak memory has changed
+when ours differs by more than LEAST and a MiB.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrnn.bench.environment import read, slug
-from fastrnn.bench.measure import geomean
-from fastrnn.bench.passes import Group, Key, group_of, identity, noise
+from fastrnn.bench.passes import Group, Key, Noise, group_of, identity, logs, noise
 from fastrnn.bench.report import MEMORY_RESOLUTION, header
 from fastrnn.cli.parser import UsageError
 
 Record = dict[str, Any]
 LEAST = 0.05
-NO_NOISE = "tell by how much two passes of the same code differ; measure at least one of them with --passes 3"
+SURE = 5.0  # of normal noise, 6 of 10,000 cases of equal code; docs/benchmarks.md has what was found of real noise
+PRIOR = 4
+NOISIER, ENOUGH = 2.0, 20  # times; degrees of freedom from which a run's noise is itself known well enough
+NO_NOISE = "tell by how much passes of the same code differ; measure with --passes 3 --budget 0"
 
 
 class Change(NamedTuple):
@@ -33,17 +39,31 @@ class Change(NamedTuple):
     factor: float
 
 
+class Whole(NamedTuple):
+    """All cases of a group: by what factor they have changed in the geometric mean, and whether that is a change."""
+
+    mean: float
+    changed: bool
+    before: Noise
+    after: Noise | None
+    noisier: bool
+
+
 class Comparison(NamedTuple):
-    """What two runs have in common; `noise` and `mean`, the geometric mean of all factors, by device and threads."""
+    """What two runs have in common."""
 
     regressions: list[Change]
     improvements: list[Change]
     compared: int
-    noise: dict[Group, float]
-    mean: dict[Group, float]
-    unknown: list[Key]  # cases of a group without passes: no noise to hold them against
+    groups: dict[Group, Whole]
+    unknown: list[Key]  # cases of a group of which neither run tells the noise
     only_before: list[Key]
     only_after: list[Key]
+
+    @property
+    def worse(self) -> bool:
+        slower = (g.noisier or (g.changed and g.mean < 1) for g in self.groups.values())
+        return bool(self.regressions) or any(slower)
 
 
 def by_key(records: list[Record]) -> dict[Key, Record]:
@@ -51,76 +71,105 @@ def by_key(records: list[Record]) -> dict[Key, Record]:
     return {identity(r["kind"], r): r for r in records if r["kind"] in ("measurement", "memory")}
 
 
-def compare(before: list[Record], after: list[Record], least: float = LEAST) -> Comparison:
+def compare(before: list[Record], after: list[Record], least: float = LEAST, sure: float = SURE) -> Comparison:
     """What is in both, by what changed. The records are condensed."""
     old, new = by_key(before), by_key(after)
-    levels = noise([*old.values(), *new.values()])
+    levels = {**noise(new.values()), **noise(old.values())}  # the older run's, where it tells
     both = [key for key in old if key in new]
-    unknown = [k for k in both if old[k]["kind"] == "measurement" and group_of(old[k]) not in levels]
-    judged = [key for key in both if key not in unknown]
-    changes = [c for key in judged if (c := _change(key, old[key], new[key], levels, least)) is not None]
-    factors: dict[Group, list[float]] = {}
-    for key in judged:
-        if old[key]["kind"] == "measurement":
-            factors.setdefault(group_of(old[key]), []).append(new[key]["ratio"]["p50"] / old[key]["ratio"]["p50"])
+    times = [key for key in both if old[key]["kind"] == "measurement"]
+    known = [key for key in times if group_of(old[key]) in levels]
+    steps = {key: step(old[key], new[key], levels[group_of(old[key])]) for key in known}
+    changes = [
+        Change(key, math.exp(s.before), math.exp(s.after), math.exp(s.after - s.before))
+        for key, s in steps.items()
+        if beyond(s.after - s.before, s.error, least, sure)
+    ]
+    changes += [c for key in both if key not in times if (c := _memory(key, old[key], new[key], least)) is not None]
+    groups: dict[Group, list[Step]] = {}
+    for key in known:
+        groups.setdefault(group_of(old[key]), []).append(steps[key])
+    after_noise = noise(new.values())
     return Comparison(
         sorted((c for c in changes if c.factor < 1), key=lambda c: c.factor),
         sorted((c for c in changes if c.factor > 1), key=lambda c: -c.factor),
-        len(judged),
-        levels,
-        {group: geomean(values) for group, values in factors.items()},
-        unknown,
+        len(both) - len(times) + len(known),
+        {g: _whole(some, levels[g], after_noise.get(g), least, sure) for g, some in groups.items()},
+        [key for key in times if key not in steps],
         [key for key in old if key not in new],
         [key for key in new if key not in old],
     )
 
 
-def _change(key: Key, old: Record, new: Record, levels: dict[Group, float], least: float) -> Change | None:
-    if old["kind"] == "memory":
-        a, b = float(old["subject"]), float(new["subject"])
-        big = abs(a - b) > MEMORY_RESOLUTION and abs(a - b) > least * a
-        return Change(key, a / 2**20, b / 2**20, max(a, 1) / max(b, 1)) if big else None
-    (low_a, high_a), (low_b, high_b) = _span(old), _span(new)
-    factor = new["ratio"]["p50"] / old["ratio"]["p50"]
-    enough = max(levels[group_of(old)], 1 / (1 - least))
-    if (low_b <= high_a and low_a <= high_b) or 1 / enough <= factor <= enough:
-        return None
-    return Change(key, old["ratio"]["p50"], new["ratio"]["p50"], factor)
+class Step(NamedTuple):
+    """From one run to the other: logarithms of the medians of a case's passes, standard error of their difference."""
+
+    before: float
+    after: float
+    error: float
 
 
-def _span(r: Record) -> tuple[float, float]:
-    """Of the medians of its passes; of a single pass, of its rounds."""
-    passes = r.get("passes") or []
-    return (min(passes), max(passes)) if len(passes) > 1 else (r["ratio"]["p20"], r["ratio"]["p80"])
+def step(old: Record, new: Record, level: Noise) -> Step:
+    a, b = logs(old), logs(new)
+    squares = sum((x - statistics.fmean(v)) ** 2 for v in (a, b) for x in v)
+    variance = (PRIOR * level.deviation**2 + squares) / (PRIOR + len(a) + len(b) - 2)
+    return Step(statistics.median(a), statistics.median(b), math.sqrt(variance * (1 / len(a) + 1 / len(b))))
+
+
+def beyond(difference: float, error: float, least: float, sure: float) -> bool:
+    """Whether a difference of logarithms is a change."""
+    return abs(difference) > max(-math.log1p(-least), sure * error)
+
+
+def _whole(steps: list[Step], before: Noise, after: Noise | None, least: float, sure: float) -> Whole:
+    mean = statistics.fmean(s.after - s.before for s in steps)
+    error = math.sqrt(sum(s.error**2 for s in steps)) / len(steps)
+    told = after is not None and min(before.freedom, after.freedom) >= ENOUGH
+    noisier = told and after is not None and after.deviation > NOISIER * before.deviation
+    return Whole(math.exp(mean), beyond(mean, error, least, sure), before, after, noisier)
+
+
+def _memory(key: Key, old: Record, new: Record, least: float) -> Change | None:
+    a, b = float(old["subject"]), float(new["subject"])
+    big = abs(a - b) > MEMORY_RESOLUTION and abs(a - b) > least * a
+    return Change(key, a / 2**20, b / 2**20, max(a, 1) / max(b, 1)) if big else None
 
 
 def describe(key: Key) -> str:
     kind, case, cell, mode, threads, dtype, device = key
-    return f"{cell} {case} {mode} {dtype}, {_where((device, threads))}" + (", peak MiB" if kind == "memory" else "")
+    return f"{cell} {case} {mode} {_where((device, threads, dtype))}" + (", peak MiB" if kind == "memory" else "")
 
 
 def _where(group: Group) -> str:
-    device, threads = group
-    return f"{threads} thread{'s' * (threads > 1)}" if threads else device
+    device, threads, dtype = group
+    return f"{dtype}, {f'{threads} thread' + 's' * (threads > 1) if threads else device}"
 
 
 def text(found: Comparison) -> str:
     """Each change in a line."""
     rows = [f"{found.compared} cases compared, as torch.nn / fastrnn: {len(found.regressions)} regressions"]
-    for group, mean in sorted(found.mean.items()):
-        rows.append(f"{_where(group)}: noise {found.noise[group]:.2f}, geometric mean of all cases {mean:.3f}")
+    for group, whole in sorted(found.groups.items()):
+        rows.append(_line(group, whole))
     for title, changes in (("REGRESSION", found.regressions), ("improvement", found.improvements)):
         rows += [f"{title:12}{c.before:8.2f} -> {c.after:8.2f}  ({c.factor:.2f})  {describe(c.key)}" for c in changes]
     if found.unknown:
-        rows.append(f"not compared: {len(found.unknown)} cases of which the files do not {NO_NOISE}")
+        rows.append(f"not compared: {len(found.unknown)} cases of which the records do not {NO_NOISE}")
     for title, keys in (("old", found.only_before), ("new", found.only_after)):
         if keys:
             rows.append(f"in the {title} run only: {len(keys)}, the first of them {describe(keys[0])}")
     return "\n".join(rows)
 
 
+def _line(group: Group, whole: Whole) -> str:
+    deviations = [n.deviation for n in (whole.before, whole.after) if n is not None]
+    told = " and ".join(f"{d:.1%}" for d in deviations)
+    line = f"{_where(group)}: passes deviate by {told}; geometric mean of all cases {whole.mean:.3f}"
+    if whole.changed:
+        line += ", a REGRESSION" if whole.mean < 1 else ", an improvement"
+    return line + (", the new run is NOISIER: measure it again" if whole.noisier else "")
+
+
 def command(old: str, new: str, echo: Callable[[str], None]) -> int:
-    """Exit code 1 if something has become slower.
+    """Exit code 1 if something has become slower, or noisier.
 
     Raises:
         UsageError: a file is none of records, or they have nothing in common that can be compared.
@@ -138,4 +187,4 @@ def command(old: str, new: str, echo: Callable[[str], None]) -> int:
         raise UsageError(f"--compare: {old} and {new} {why}")
     echo("\n".join(headers))
     echo(text(found))
-    return 1 if found.regressions else 0
+    return 1 if found.worse else 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,19 @@ def warm_up(call: Call, seconds: float, clock: Clock = time.perf_counter) -> flo
             return best
 
 
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Python's collector does not run, after it has run once; its pauses are of all that the process holds."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def interleave(
     calls: Sequence[Call],
     budget: float,
@@ -61,11 +75,8 @@ def interleave(
     """
     repeats = [max(1, math.ceil(sample_seconds / max(warm_up(c, budget / 20, clock), 1e-9))) for c in calls]
     samples: list[list[float]] = [[] for _ in calls]
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        spent = 0.0
+    spent = 0.0
+    with collector_off():
         while spent < budget or len(samples[0]) < min_rounds:
             for call, n, taken in zip(calls, repeats, samples, strict=True):
                 start = clock()
@@ -74,9 +85,6 @@ def interleave(
                 elapsed = clock() - start
                 taken.append(elapsed / n)
                 spent += elapsed
-    finally:
-        if enabled:
-            gc.enable()
     return samples
 
 
@@ -97,15 +105,16 @@ def blocks(
     for call in calls:
         warm_up(call, budget / 20, clock)
     spent = 0.0
-    while spent < budget or len(samples[0]) < least:
-        for call, taken in zip(calls, samples, strict=True):
-            for k in range(-cold, size):
-                start = clock()
-                call()
-                elapsed = clock() - start
-                if k >= 0:
-                    taken.append(elapsed)
-                    spent += elapsed
+    with collector_off():
+        while spent < budget or len(samples[0]) < least:
+            for call, taken in zip(calls, samples, strict=True):
+                for k in range(-cold, size):
+                    start = clock()
+                    call()
+                    elapsed = clock() - start
+                    if k >= 0:
+                        taken.append(elapsed)
+                        spent += elapsed
     return samples
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastrnn.bench import pictures, report
 from fastrnn.bench.environment import read, write
+from fastrnn.bench.passes import joined
 from fastrnn.bench.targets import NOISE, measurements
 from fastrnn.cli.parser import UsageError
 
@@ -120,7 +121,7 @@ def command(files: Sequence[str], echo: Callable[[str], None]) -> int:
         UsageError: a file is none of records, or holds nothing that tables show.
     """
     paths = [Path(f) for f in files]
-    records = []
+    runs = []
     for path in paths:
         found = read(path)
         if not any(r["kind"] in SHOWN for r in found):
@@ -128,7 +129,8 @@ def command(files: Sequence[str], echo: Callable[[str], None]) -> int:
         for r in measurements(found):
             if not pictures.known(r):
                 raise UsageError(f"--report {path}: {r['case']} is no case of this version, and its sizes are not told")
-        records += found
+        runs.append(found)
+    records = joined(runs)
     write(paths[-1].with_suffix(".txt"), report.full(records))
     echo("saved: " + ", ".join(str(p) for p in (paths[-1].with_suffix(".txt"), *write_all(records, paths[-1], echo))))
     return 0

@@ -1,23 +1,21 @@
 """Passes: a case measured several times over in one run, built anew each time and with the other cases in between.
 
 How far the passes of the same code lie apart tells by how much another run of it would differ; the rounds of one pass
-do not. A file holds a record for each pass; what reads it takes for each case the pass in the middle.
+do not (docs/benchmarks.md has what was measured). A file holds a record for each pass; what reads it takes for each
+case the pass in the middle.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
-from itertools import combinations
-from typing import Any
-
-from fastrnn.bench.measure import quantile
+from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 Key = tuple[Any, ...]
-Group = tuple[str, int]  # device and threads
+Group = tuple[str, int, str]  # device, threads, type
 KINDS = {"timing": "measurement", "latency": "latency", "memory": "memory"}
-UNUSUAL = 0.95  # of the pairs of passes differ by less than what is called noise
 
 
 def identity(kind: str, record: Record) -> Key:
@@ -50,17 +48,46 @@ def middle(records: Sequence[Record]) -> Record:
     return {**ordered[(len(ordered) - 1) // 2], "passes": [r["ratio"]["p50"] for r in records]}
 
 
+def joined(files: Iterable[Sequence[Record]]) -> list[Record]:
+    """Condensed records of several files as of one; of a case that is in several of them, the last file's."""
+    found: dict[Any, Record] = {}
+    for number, records in enumerate(files):
+        for place, r in enumerate(records):
+            known = r["kind"] in KINDS.values()
+            found[identity(r["kind"], r) if known else (number, place)] = r
+    return list(found.values())
+
+
 def group_of(record: Record) -> Group:
-    return record.get("device", "cpu"), record["threads"]
+    return record.get("device", "cpu"), record["threads"], record.get("dtype", "float32")
 
 
-def noise(records: Iterable[Record]) -> dict[Group, float]:
-    """The factor by which two passes of the same code differ, in all but one of twenty pairs.
+def logs(record: Record) -> list[float]:
+    """Of the ratios of a case's passes."""
+    return [math.log(ratio) for ratio in record.get("passes") or [record["ratio"]["p50"]]]
 
-    For each device and number of threads of which there are cases with more than one pass. `records` are condensed.
+
+class Noise(NamedTuple):
+    """Standard deviation of the logarithm of a ratio among passes of the same code, and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+def noise(records: Iterable[Record]) -> dict[Group, Noise]:
+    """Of each device, number of threads and type of which at least half of the cases have more than one pass.
+
+    `records` are condensed.
     """
-    apart: dict[Group, list[float]] = {}
+    cases: dict[Group, list[list[float]]] = {}
     for r in records:
-        for a, b in combinations(r.get("passes") or [], 2):
-            apart.setdefault(group_of(r), []).append(abs(math.log(a / b)))
-    return {group: math.exp(quantile(factors, UNUSUAL)) for group, factors in apart.items()}
+        if r["kind"] == "measurement":
+            cases.setdefault(group_of(r), []).append(logs(r))
+    found = {}
+    for group, values in cases.items():
+        several = [v for v in values if len(v) > 1]
+        if 2 * len(several) >= len(values):
+            freedom = sum(len(v) - 1 for v in several)
+            squares = sum((len(v) - 1) * statistics.variance(v) for v in several)
+            found[group] = Noise(math.sqrt(squares / freedom), freedom)
+    return found

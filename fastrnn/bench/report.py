@@ -9,6 +9,7 @@ from typing import Any
 
 from fastrnn.bench.environment import read
 from fastrnn.bench.measure import geomean
+from fastrnn.bench.passes import joined
 from fastrnn.bench.shapes import CASES, CELLS, MODES
 from fastrnn.bench.targets import NOISE, TARGETS, Verdict, judge, measurements, single
 from fastrnn.cli import guarded
@@ -256,7 +257,7 @@ def main() -> int:
     args = parser.parse_args()
 
     def show() -> int:
-        records = [r for path in args.runs for r in read(path)]
+        records = joined(read(path) for path in args.runs)
         print(markdown(records) if args.markdown else full(records), end="")
         return 0
 

@@ -88,9 +88,9 @@ def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
 
 
 def _passes(args: argparse.Namespace, store: Store) -> int:
-    """As asked for; else as the file that is continued was to have; else enough to tell noise, if they are kept."""
+    """As asked for, no fewer than the file that is continued was to have; else, if kept, enough to tell the noise."""
     before = [r.get("passes", 1) for r in store.records if r["kind"] == "environment"]
-    return int(args.passes or (before[-1] if before else KEPT_PASSES if args.save else 1))
+    return int(max([args.passes or 0, *before]) or (KEPT_PASSES if args.save else 1))
 
 
 def _same_setup(path: Path, before: list[Record], environment: Record) -> None:
@@ -147,21 +147,30 @@ def _measure_all(
     failed: set[Any] = set()
     start = time.monotonic()
     echo(report.TIMES_HEADER)
-    for count, (number, job) in enumerate(todo):
+    measured = 0
+    for number, job in todo:
         if budget and time.monotonic() - start > budget:
-            _note(store, f"{BUDGET} {budget:g} s spent: {count} of {len(todo)} measured", echo)
+            _note(store, f"{BUDGET} {budget:g} s spent: {measured} of {len(todo)} measured", echo)
             return
         key = identity(KINDS[job.what], job.key())
         if key in failed:  # its other passes would fail as well
             continue
         record = measure(job, options, echo)
+        measured += 1
         if record["kind"] == "failure":
             failed.add(key)
         elif job.what == "timing":
             record["pass"] = number
-        replaced = {(key, k) for k in (range(passes) if key in failed else [number])}  # no number of what is wrong
-        store.records = [r for r in store.records if r["kind"] not in KINDS.values() or _turn(r) not in replaced]
+        store.records = [r for r in store.records if not _replaced(r, key, None if key in failed else number)]
         store.add(record)
+
+
+def _replaced(record: Record, key: Any, number: int | None) -> bool:
+    """Whether it is of the case `key`, in the pass `number`; None: in any, since no number stands for what is wrong."""
+    if record["kind"] not in KINDS.values():
+        return False
+    mine, turn = _turn(record)
+    return bool(mine == key) and number in (None, turn)
 
 
 def _turn(record: Record) -> tuple[Any, int]:
