@@ -36,7 +36,9 @@ def records():
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "cpu-1.jsonl"
-    write(path, records())
+    made = records()
+    more = [{**made[0], "ratio": {q: k * v for q, v in made[0]["ratio"].items()}} for k in (1.125, 0.875)]
+    write(path, [*made, *({**r, "pass": number} for number, r in enumerate(more, 1))])
     return path
 
 
@@ -55,6 +57,7 @@ def test_the_page_holds_everything_and_nothing_from_outside(saved, capsys):
     ):
         assert word in text, word
     assert "40% (torch.nn 20%)" in text
+    assert "<td>2.00 2.25 1.75</td>" in text
     assert text.count('<tr class="slower">') == 1
     assert "Mismatch: y: differs by 1.0" in text
     assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
