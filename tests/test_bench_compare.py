@@ -112,10 +112,27 @@ def test_without_passes_there_is_no_noise_and_no_verdict(tmp_path, capsys):
     old, new = (write(tmp_path / name, [record("a", ratio)]) for name, ratio in (("old", 2.0), ("new", 1.0)))
     assert main(["bench", "--compare", old, new]) == 2
     assert "measure with --passes 3 --budget 0" in capsys.readouterr().err
-    known = passes("b", 1.0, 1.01)
+    known = [r for name in "bcde" for r in passes(name, 1.0, 1.01)]
     both = [write(tmp_path / name, [*known, record("a", ratio, threads=2)]) for name, ratio in (("o", 2.0), ("n", 1.0))]
     assert main(["bench", "--compare", *both]) == 0
     assert "not compared: 1 cases" in capsys.readouterr().out
+
+
+def test_a_case_that_fails_now_is_named(tmp_path, capsys):
+    old = write(tmp_path / "old", [r for name in "abc" for r in passes(name, 2.0, 2.01, 1.99)])
+    key = {"case": "b", "cell": "GRU", "mode": "training", "threads": 1}
+    failure = {"kind": "failure", "what": "timing", **key, "message": "Mismatch: y: differs"}
+    new = write(tmp_path / "new", [*passes("a", 2.0, 2.01, 1.99), failure, *passes("c", 2.0, 2.01, 1.99)])
+    assert main(["bench", "--compare", old, new]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED in the new run: GRU b training float32, 1 thread" in out
+    assert "in the old run only" not in out
+
+
+def test_a_single_pair_of_passes_is_no_noise(tmp_path, capsys):
+    old, new = write(tmp_path / "old", passes("a", 2.0, 2.0)), write(tmp_path / "new", [record("a", 1.88)])
+    assert main(["bench", "--compare", old, new]) == 2
+    assert "measure with --passes 3 --budget 0" in capsys.readouterr().err
 
 
 def test_memory_that_grows_is_a_regression():

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastrnn.bench.environment import read, slug
-from fastrnn.bench.passes import Group, Key, Noise, group_of, identity, logs, noise
+from fastrnn.bench.passes import KINDS, Group, Key, Noise, group_of, identity, logs, noise
 from fastrnn.bench.report import MEMORY_RESOLUTION, header
 from fastrnn.cli.parser import UsageError
 
 Record = dict[str, Any]
 LEAST = 0.05
-SURE = 5.0  # of normal noise, 6 of 10,000 cases of equal code; docs/benchmarks.md has what was found of real noise
+SURE = 5.0  # docs/benchmarks.md has how many cases of equal code are named at this
 PRIOR = 4
 NOISIER, ENOUGH = 2.0, 20  # times; degrees of freedom from which a run's noise is itself known well enough
+FREEDOM = 2  # degrees of it, from which there is a verdict: a single pair of passes tells nothing
 NO_NOISE = "tell by how much passes of the same code differ; measure with --passes 3 --budget 0"
 
 
@@ -56,6 +57,7 @@ class Comparison(NamedTuple):
     improvements: list[Change]
     compared: int
     groups: dict[Group, Whole]
+    failed: list[Key]  # measured before, now wrong or not to be measured
     unknown: list[Key]  # cases of a group of which neither run tells the noise
     only_before: list[Key]
     only_after: list[Key]
@@ -63,7 +65,12 @@ class Comparison(NamedTuple):
     @property
     def worse(self) -> bool:
         slower = (g.noisier or (g.changed and g.mean < 1) for g in self.groups.values())
-        return bool(self.regressions) or any(slower)
+        return bool(self.regressions or self.failed) or any(slower)
+
+
+def failures(records: list[Record]) -> set[Key]:
+    """Cases that could not be measured, or gave wrong numbers."""
+    return {identity(KINDS[r["what"]], r) for r in records if r["kind"] == "failure" and r["what"] in KINDS}
 
 
 def by_key(records: list[Record]) -> dict[Key, Record]:
@@ -75,6 +82,8 @@ def compare(before: list[Record], after: list[Record], least: float = LEAST, sur
     """What is in both, by what changed. The records are condensed."""
     old, new = by_key(before), by_key(after)
     levels = {**noise(new.values()), **noise(old.values())}  # the older run's, where it tells
+    levels = {group: level for group, level in levels.items() if level.freedom >= FREEDOM}
+    failed = failures(after)
     both = [key for key in old if key in new]
     times = [key for key in both if old[key]["kind"] == "measurement"]
     known = [key for key in times if group_of(old[key]) in levels]
@@ -94,8 +103,9 @@ def compare(before: list[Record], after: list[Record], least: float = LEAST, sur
         sorted((c for c in changes if c.factor > 1), key=lambda c: -c.factor),
         len(both) - len(times) + len(known),
         {g: _whole(some, levels[g], after_noise.get(g), least, sure) for g, some in groups.items()},
+        [key for key in old if key in failed],
         [key for key in times if key not in steps],
-        [key for key in old if key not in new],
+        [key for key in old if key not in new and key not in failed],
         [key for key in new if key not in old],
     )
 
@@ -151,6 +161,7 @@ def text(found: Comparison) -> str:
         rows.append(_line(group, whole))
     for title, changes in (("REGRESSION", found.regressions), ("improvement", found.improvements)):
         rows += [f"{title:12}{c.before:8.2f} -> {c.after:8.2f}  ({c.factor:.2f})  {describe(c.key)}" for c in changes]
+    rows += [f"FAILED in the new run: {describe(key)}" for key in found.failed]
     if found.unknown:
         rows.append(f"not compared: {len(found.unknown)} cases of which the records do not {NO_NOISE}")
     for title, keys in (("old", found.only_before), ("new", found.only_after)):
@@ -182,7 +193,7 @@ def command(old: str, new: str, echo: Callable[[str], None]) -> int:
             raise UsageError(f"{name}: holds no environment; it is not a whole file of records")
         headers.append(f"{name}  [{slug(environment)}]\n{header(environment)}\n")
     found = compare(before, after)
-    if not found.compared:
+    if not found.compared and not found.failed:
         why = f"do not {NO_NOISE}" if found.unknown else "have no case in common"
         raise UsageError(f"--compare: {old} and {new} {why}")
     echo("\n".join(headers))
