@@ -89,7 +89,7 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
     if not planned:
         raise UsageError(f"--check: nothing of {path} is in what was asked to be measured (threads, types, cases)")
     echo(report.header(environment) + f"\nagainst {path}\n\n{report.TIMES_HEADER}")
-    options = Options(library, args.backend, args.sample, args.rounds, (), False, None, gpu())
+    options = Options(library, args.backend, args.sample, args.rounds, facts=gpu(), apart=args.apart, keep=kept)
     start = time.monotonic()
     found: list[tuple[Job, Record]] = []
     for job in planned:

@@ -21,9 +21,22 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "list": _GRID,
     "compare": (),
     "report": (),
-    "check": (*_GRID, "cells", "modes", "dtypes", "threads", "backend", "budget", "sample", "rounds", "malloc", "out"),
+    "check": (
+        *_GRID,
+        "cells",
+        "modes",
+        "dtypes",
+        "threads",
+        "backend",
+        "budget",
+        "sample",
+        "rounds",
+        "malloc",
+        "out",
+        "apart",
+    ),
     "ddp": ("save", "out"),
-}
+}  # fmt: skip
 BENCH_HELP = """examples:
   fastrnn bench                                  five minutes, the most important cases first
   fastrnn bench --budget 0 --threads 1 2 --save  the whole grid, kept with tables, pictures and a page
@@ -110,6 +123,12 @@ def _how(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sample", type=float, default=0.3, help="seconds of samples per measurement (%(default)s)")
     group.add_argument("--rounds", type=int, default=5, help="rounds per measurement at least (%(default)s)")
     group.add_argument(
+        "--apart",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="a fresh process for each measurement, which others have not slowed (on a CPU)",
+    )
+    group.add_argument(
         "--passes",
         type=int,
         default=None,
@@ -146,6 +165,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     args.grid = args.grid or ("gpu" if gpu else "cpu")
     args.dtypes = args.dtypes or (list(GPU_DTYPES) if gpu else ["float32"])
     args.kernels = gpu if args.kernels is None else args.kernels
+    args.apart = not gpu if args.apart is None else args.apart
     args.backend = args.backend or ("triton" if gpu else "auto")
     if args.backend not in NAMES:
         raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
@@ -185,6 +205,7 @@ def refuse_ignored(args: argparse.Namespace, argv: list[str]) -> None:
     pairs = (
         *((name, f"--grid {grid}; it is of --grid gpu", grid != "gpu") for name in ("hidden", "batches", "steps")),
         ("threads", "--device cuda", args.device == "cuda"),
+        ("apart", "--device cuda", args.device == "cuda"),
         ("passes", "--parts without timing", "timing" not in args.parts),
         ("backend", "--self, which runs torch.nn alone", args.self),
         ("out", "--resume, which writes beside its file", args.resume is not None),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from fastrnn.bench import energy, memory, parity, peers, roofline
+from fastrnn.bench import apart, energy, memory, parity, peers, roofline
 from fastrnn.bench.adapters import DTYPES, Absent
+from fastrnn.bench.environment import keep_freed_memory
 from fastrnn.bench.grids import Job
 from fastrnn.bench.measure import blocks, compare_all, gemm_rate, quantile
 from fastrnn.bench.shapes import GATES
@@ -38,6 +41,9 @@ class Options:
     meter: energy.Meter | None = None
     facts: dict[str, Any] | None = None  # of the GPU
     compare: Callable[..., dict[str, Any]] = field(default=compare_all)
+    apart: bool = False  # times of a CPU in a fresh process each
+    keep: bool = False  # malloc, there
+    bounded: bool = True  # with the roofline's bound
 
 
 @contextlib.contextmanager
@@ -94,7 +100,7 @@ def timing(job: Job, options: Options) -> dict[str, Any]:
         record |= options.compare(calls, options.sample, options.rounds, clock=lambda: clock(job))
         for name, reason in absent.items():
             record["peers"][name] = {"absent": reason}
-        record["bound"] = bound(job, options, record)
+        record["bound"] = bound(job, options, record) if options.bounded else None
         record |= _extras(job, options, sides)
     return record
 
@@ -221,6 +227,24 @@ def _peak_on_gpu(job: Job, options: Options, library: Any) -> int:
         side.iterate()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
+
+
+def measure(job: Job, options: Options) -> dict[str, Any]:
+    """The record of `job`, from a process of its own if that is asked for; memory on a CPU always has its own."""
+    if not options.apart or job.device != "cpu" or job.what == "memory":
+        return MEASURE[job.what](job, options)
+    there = dataclasses.replace(options, library=cast(ModuleType, None), bounded=False)
+    record: dict[str, Any] = apart.call(_there, job, there, options.library.__name__)
+    if job.what == "timing":
+        with settings(job, options):  # here, where the machine's rates are measured once
+            record["bound"] = bound(job, options, record)
+    return record
+
+
+def _there(job: Job, options: Options, library: str) -> dict[str, Any]:
+    if options.keep:
+        keep_freed_memory()
+    return MEASURE[job.what](job, dataclasses.replace(options, library=import_module(library)))
 
 
 MEASURE: dict[str, Callable[[Job, Options], dict[str, Any]]] = {

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import sys
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from fastrnn.bench import apart
 from fastrnn.bench.measure import gemm_rate
 from fastrnn.bench.shapes import Case, tiny
 from fastrnn.bench.subjects import build
@@ -42,29 +41,7 @@ def unavailable() -> str | None:
 
 def peak(case: Case, cell: str, dtype: torch.dtype, library: str, backend: str, threads: int) -> int:
     """Bytes that training `cell` of `library` ("torch.nn" or "fastrnn") adds at its peak."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastrnn.bench.memory", "fastrnn"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, case, cell, dtype, library, backend, threads))
-    process.start()
-    sender.close()
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        answer = RuntimeError("the measuring process ended without an answer")
-    process.join()
-    if isinstance(answer, Exception):
-        raise answer
-    return int(answer)
-
-
-def _child(
-    sender: Connection, case: Case, cell: str, dtype: torch.dtype, library: str, backend: str, threads: int
-) -> None:
-    try:
-        sender.send(_measure(case, cell, dtype, library, backend, threads))
-    except Exception as error:  # carried to the parent, which raises it
-        sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    return int(apart.call(_measure, case, cell, dtype, library, backend, threads))
 
 
 def _measure(case: Case, cell: str, dtype: torch.dtype, library: str, backend: str, threads: int) -> int:

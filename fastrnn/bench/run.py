@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from fastrnn.backends.watchdog import check_device
-from fastrnn.bench import energy, memory, peers, report, roofline
+from fastrnn.bench import energy, measuring, memory, peers, report, roofline
 from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, lines, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
-from fastrnn.bench.measuring import MEASURE, Options
+from fastrnn.bench.measuring import Options
 from fastrnn.bench.passes import KINDS, condensed, identity
 from fastrnn.bench.records import SETUP, setups
 from fastrnn.bench.shapes import matching
@@ -55,7 +55,16 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
     echo(report.header(environment) + "\n")
     echo(report.peer_table(environment) + "\n")
     options = Options(
-        library, args.backend, args.sample, args.rounds, args.peers, args.kernels, _meter(args, store, echo), gpu()
+        library,
+        args.backend,
+        args.sample,
+        args.rounds,
+        args.peers,
+        args.kernels,
+        _meter(args, store, echo),
+        gpu(),
+        apart=args.apart,
+        keep=kept,
     )
     for why in _without_bound(planned, options.facts):
         _note(store, f"no bound is given: {why}", echo)
@@ -199,7 +208,7 @@ def _whole(record: Record, options: Options) -> bool:
 def measure(job: Job, options: Options, echo: Callable[[str], None]) -> Record:
     """The record of `job`, or that of its failure."""
     try:
-        record = MEASURE[job.what](job, options)
+        record = measuring.measure(job, options)
         check_device()  # no time of a kernel that gave up: the last call does not tell, nor does the replay of a graph
     except Exception as error:  # one case must not end the run; the exit status tells
         record = {"kind": "failure", "what": job.what, **job.key(), "message": f"{type(error).__name__}: {error}"}
