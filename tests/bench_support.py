@@ -78,7 +78,7 @@ def stand_in(monkeypatch):
     return install
 
 
-QUICK = ["--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--no-apart", "--budget", "0"]
+QUICK = ["--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--budget", "0"]
 SAVED = [*QUICK, "--parts", "timing", "--cells", "GRU", "--modes", "inference"]
 
 

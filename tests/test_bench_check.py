@@ -125,7 +125,7 @@ def test_what_the_records_do_not_tell_of_is_not_judged_in_silence(tmp_path, monk
 
 
 HERE = {"cpu": "Abacus", "flags": [], "cores": 1, "device": "cpu", "subject": "fastrnn", "malloc": "system"}
-HERE["backend"] = "auto"
+HERE |= {"backend": "auto", "apart": False}
 
 
 def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
@@ -145,6 +145,7 @@ def test_a_check_takes_the_newest_records_of_this_hardware(tmp_path):
         ({"subject": "torch.nn"}, "made with subject torch.nn, not fastrnn"),
         ({"malloc": "keep"}, "made with malloc keep, not system"),
         ({"backend": "reference"}, "made with backend reference, not auto"),
+        ({"apart": True}, "made with apart True, not False"),
         ({"load": report.BUSY}, "of a busy machine"),
         ({"load": None}, "not a file of records"),
     ],

@@ -8,6 +8,7 @@ import torch
 from bench_support import QUICK, SAVED, STEP, TINY, stand_in, write
 
 from fastrnn.bench import commands, environment, records, report, run
+from fastrnn.bench.apart import Apart
 from fastrnn.cli.parser import UsageError
 
 stand_in = pytest.fixture(stand_in)
@@ -26,7 +27,7 @@ def test_a_run_measures_reports_and_saves(stand_in, capsys, tmp_path):
     library = stand_in()
     before = torch.get_num_threads()
     argv = ["--threads", "1", "2", "--sample", "0", "--rounds", "2", "--parts", "timing", "--save", "--backend", "cpu"]
-    argv += ["--cells", "GRU", "--no-apart"]
+    argv += ["--cells", "GRU"]
     assert commands.bench([*argv, "--out", str(tmp_path), "--budget", "0", "--peers", "none"]) == 0
     assert torch.get_num_threads() == before
     assert set(library.requested) == {"cpu"}
@@ -110,6 +111,19 @@ def test_passes_go_over_the_whole_grid_and_are_continued(stand_in, tmp_path, mon
     wrong = ["--passes", "1", "--kernels", "--budget", "0", "--resume", str(saved)]
     assert commands.bench([*argv, *wrong]) == 1
     assert {kind for kind, *_ in turns()} == {"failure", "latency"}  # no pass of what is wrong is left
+
+
+def test_a_process_that_dies_takes_no_pass_with_it(stand_in, tmp_path, monkeypatch):
+    stand_in(cases=[STEP])
+    assert commands.bench([*SAVED, "--save", "--passes", "1", "--out", str(tmp_path)]) == 0
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+
+    def dies(*_):
+        raise Apart("the measuring process ended with exit code -9, without an answer")
+
+    monkeypatch.setattr(run.measuring, "measure", dies)
+    assert commands.bench([*SAVED, "--passes", "2", "--resume", str(saved)]) == 1
+    assert [r["kind"] for r in environment.lines(saved) if r["kind"] != "environment"] == ["measurement", "failure"]
 
 
 @pytest.mark.parametrize(("asked", "passes"), [([], 1), (["--passes", "2"], 2)])

@@ -63,7 +63,7 @@ def unfit(path: Path, environment: Record) -> str | None:
         return f"of a busy machine (load {load:.2f})"
     if not noise(records):
         return "of too few passes"
-    differing = (n for n in ("subject", "backend", "malloc") if any(m[n] != environment[n] for m in made))
+    differing = (n for n in ("subject", "backend", "malloc", "apart") if any(m[n] != environment[n] for m in made))
     name = next(differing, None)
     return name and f"made with {name} {made[-1][name]}, not {environment[name]}"
 
@@ -77,6 +77,7 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
         "malloc": "keep" if kept else "system",
         "device": args.device,
         "backend": args.backend,
+        "apart": args.apart,
     }
     path = Path(args.check) if args.check else newest(results(args.out), environment)
     records = read(path)

@@ -233,18 +233,23 @@ def measure(job: Job, options: Options) -> dict[str, Any]:
     """The record of `job`, from a process of its own if that is asked for; memory on a CPU always has its own."""
     if not options.apart or job.device != "cpu" or job.what == "memory":
         return MEASURE[job.what](job, options)
-    there = dataclasses.replace(options, library=cast(ModuleType, None), bounded=False)
-    record: dict[str, Any] = apart.call(_there, job, there, options.library.__name__)
+    here = options.library.__name__, str(options.library.__file__)
+    there = dataclasses.replace(options, library=cast(ModuleType, None), bounded=False, meter=None)
+    record: dict[str, Any] = apart.call(_there, job, there, *here, options.meter is not None)
     if job.what == "timing":
         with settings(job, options):  # here, where the machine's rates are measured once
             record["bound"] = bound(job, options, record)
     return record
 
 
-def _there(job: Job, options: Options, library: str) -> dict[str, Any]:
+def _there(job: Job, options: Options, library: str, file: str, metered: bool) -> dict[str, Any]:
+    found = import_module(library)
+    if found.__file__ != file:
+        raise RuntimeError(f"the measuring process found {found.__file__}, not {file}: start in another folder")
     if options.keep:
         keep_freed_memory()
-    return MEASURE[job.what](job, dataclasses.replace(options, library=import_module(library)))
+    meter = energy.meter("cpu") if metered else None
+    return MEASURE[job.what](job, dataclasses.replace(options, library=found, meter=meter))
 
 
 MEASURE: dict[str, Callable[[Job, Options], dict[str, Any]]] = {

@@ -10,7 +10,7 @@ from fastrnn.bench.shapes import CELLS
 
 Record = dict[str, Any]
 Rule = type | tuple[type, ...] | Callable[[Any], bool] | dict[str, Any]
-SETUP = ("subject", "backend", "malloc", "commit", "torch", "fastrnn")  # alike in all that one file holds
+SETUP = ("subject", "backend", "malloc", "apart", "commit", "torch", "fastrnn")  # alike in all that one file holds
 
 
 def number(value: Any) -> bool:
@@ -133,7 +133,9 @@ def fault_in(record: Record, rules: dict[str, Rule]) -> str | None:
 
 
 def setups(records: Sequence[Record]) -> list[Record]:
-    """SETUP of each environment. Where the oldest ones do not tell the backend, the first measurement does."""
+    """SETUP of each environment. The oldest do not tell the backend, as the first measurement does, nor whether they
+    are of one process, as they are."""
     first = next((r.get("backend") for r in records if r["kind"] == "measurement"), None)
     found = [r for r in records if r["kind"] == "environment"]
-    return [{**{name: r.get(name) for name in SETUP}, "backend": r.get("backend", first)} for r in found]
+    defaults = {"backend": first, "apart": False}
+    return [{name: r.get(name, defaults.get(name)) for name in SETUP} for r in found]

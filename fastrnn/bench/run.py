@@ -2,8 +2,9 @@
 
 With several passes the times of the whole grid are measured over again, so that a budget cuts off passes, not cases.
 
-All sides run in this process on the same weights and inputs, in turn. Nothing is timed before both gave the same
-numbers; a case that differs is reported as failed, and the run then exits with 1; so does one that measured nothing.
+All sides of a case run in one process on the same weights and inputs, in turn. Nothing is timed before both gave the
+same numbers; a case that differs is reported as failed, and the run then exits with 1; so does one that measured
+nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 
-from fastrnn.backends.watchdog import check_device
-from fastrnn.bench import energy, measuring, memory, peers, report, roofline
+from fastrnn.backends.watchdog import GaveUp, check_device
+from fastrnn.bench import energy, measuring, memory, parity, peers, report, roofline
+from fastrnn.bench.apart import Apart
 from fastrnn.bench.environment import Store, describe, gpu, keep_freed_memory, lines, results, slug, write
 from fastrnn.bench.grids import Job, cases, jobs
 from fastrnn.bench.measuring import Options
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
         "device": args.device,
         "backend": args.backend,
         "peers": peers.table(args.device, args.peers),
+        "apart": args.apart,
     }
     store, path = _open(args, environment)
     echo(report.header(environment) + "\n")
@@ -170,8 +173,14 @@ def _measure_all(
             failed.add(key)
         elif job.what == "timing":
             record["pass"] = number
-        store.records = [r for r in store.records if not _replaced(r, key, None if key in failed else number)]
+        store.records = [r for r in store.records if not _replaced(r, key, None if _wrong(record) else number)]
         store.add(record)
+
+
+def _wrong(record: Record) -> bool:
+    """Whether it tells of wrong numbers, not of a process that died or could not start."""
+    kinds = (parity.Mismatch.__name__, GaveUp.__name__)
+    return bool(record["kind"] == "failure" and record["message"].startswith(kinds))
 
 
 def _replaced(record: Record, key: Any, number: int | None) -> bool:
@@ -211,7 +220,8 @@ def measure(job: Job, options: Options, echo: Callable[[str], None]) -> Record:
         record = measuring.measure(job, options)
         check_device()  # no time of a kernel that gave up: the last call does not tell, nor does the replay of a graph
     except Exception as error:  # one case must not end the run; the exit status tells
-        record = {"kind": "failure", "what": job.what, **job.key(), "message": f"{type(error).__name__}: {error}"}
+        message = str(error) if isinstance(error, Apart) else f"{type(error).__name__}: {error}"
+        record = {"kind": "failure", "what": job.what, **job.key(), "message": message}
     echo(report.line(record))
     return record
 
