@@ -113,6 +113,17 @@ def test_passes_go_over_the_whole_grid_and_are_continued(stand_in, tmp_path, mon
     assert {kind for kind, *_ in turns()} == {"failure", "latency"}  # no pass of what is wrong is left
 
 
+def test_what_failed_and_is_not_measured_again_is_not_forgotten(stand_in, tmp_path):
+    stand_in(error=1e-3, cases=[STEP, TINY[-1]])
+    argv = [*QUICK, "--parts", "timing", "--cells", "LSTM", "--modes", "inference"]
+    assert commands.bench([*argv, "--save", "--out", str(tmp_path)]) == 1
+    (saved,) = tmp_path.glob("*/cpu-*.jsonl")
+    stand_in(cases=[STEP, TINY[-1]])
+    assert commands.bench([*argv, "--cases", STEP.name, "--resume", str(saved)]) == 1
+    found = {r["case"]: r["kind"] for r in environment.read(saved) if "case" in r}
+    assert found == {STEP.name: "measurement", TINY[-1].name: "failure"}
+
+
 def test_a_process_that_dies_takes_no_pass_with_it(stand_in, tmp_path, monkeypatch):
     stand_in(cases=[STEP])
     assert commands.bench([*SAVED, "--save", "--passes", "1", "--out", str(tmp_path)]) == 0

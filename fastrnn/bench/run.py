@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, command: list[str], echo: Callable[[str], None
         "peers": peers.table(args.device, args.peers),
         "apart": args.apart,
     }
-    store, path = _open(args, environment)
+    store, path = _open(args, environment, planned)
     echo(report.header(environment) + "\n")
     echo(report.peer_table(environment) + "\n")
     options = Options(
@@ -82,7 +82,7 @@ def _without_bound(planned: list[Job], facts: Record | None) -> list[str]:
     return list(dict.fromkeys(why for why in reasons if why is not None))
 
 
-def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
+def _open(args: argparse.Namespace, environment: Record, planned: list[Job]) -> tuple[Store, Path]:
     """The file of the run: a new one, or with --resume one that is continued."""
     if args.resume is None:
         folder = results(args.out) / slug(environment)
@@ -94,7 +94,8 @@ def _open(args: argparse.Namespace, environment: Record) -> tuple[Store, Path]:
         before = lines(path)
         _same_setup(path, before, environment)
         store = Store(path)
-        store.records = [r for r in before if r["kind"] != "failure" and not _of_budget(r)]  # which get another chance
+        again = {identity(KINDS[j.what], j.key()) for j in planned}  # which have another chance
+        store.records = [r for r in before if not (_of_budget(r) or _failed(r) in again)]
     store.add({**environment, "passes": _passes(args, store)})
     return store, path
 
@@ -130,6 +131,11 @@ def _meter(args: argparse.Namespace, store: Store, echo: Callable[[str], None]) 
     except energy.Unmetered as why:
         _note(store, f"energy is not measured: {why}", echo)
         return None
+
+
+def _failed(record: Record) -> Any:
+    """Of which measurement it is the failure, or None."""
+    return identity(KINDS.get(record["what"], ""), record) if record["kind"] == "failure" else None
 
 
 BUDGET = "budget of"
