@@ -101,7 +101,7 @@ def check_configs(args: list[str]) -> None:
     from ..text.data.files import read_text
     from ..text.errors import UserError
 
-    for arg, after in zip(args, [*args[1:], ""], strict=True):
+    for arg, after in zip(args, [*args, ""][1:], strict=True):
         if arg != "--config" and not arg.startswith("--config="):
             continue
         path = Path(after if arg == "--config" else arg.partition("=")[2])
