@@ -28,6 +28,7 @@ def no_pause(monkeypatch):
         ((2.0,), 0),
         ((1.2, 1.2, 1.2), 1),
         ((1.2, 1.95, 1.95), 0),  # after two, the median of which is a suspect though the last is none
+        ((1.2, 2.2, 2.0), 0),  # after two that lie apart
         ((1.2, 1.2, 1.8), 1),
         ((1.2, 1.9, 1.5), 0),  # too far apart to tell
         ((1.9, 1.95), 0),

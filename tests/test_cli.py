@@ -295,3 +295,12 @@ def test_ctrl_c_saves_and_exits_cleanly_and_the_run_goes_on(run, tmp_path):
     assert again.stderr == ""
     assert f"epoch {epochs + 1}/{epochs + 1}" in again.stdout
     assert "epoch 1/" not in again.stdout
+
+
+@pytest.mark.parametrize("task", ["lm", "classify", "translate"])
+def test_training_needs_no_options(task, monkeypatch, capsys):
+    """`fastrnn train lm` alone, as `make demo` calls it."""
+    started = []
+    monkeypatch.setattr(fastrnn.text, TASKS[task].run, lambda config, **_: started.append(config))
+    assert main(["train", task]) == 0
+    assert started == [type(started[0])()]
