@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("bandwidth", "overhead", "saving", "slow_paths")  # each prints a table; its argument: seconds a line
 # Loops over a step made by torch.compile, which takes long to make: a few usual shapes, in a folder of their own.
 PEERS = ["--peers", "compiled loop", "--cases", "T100-B1-H256", "T35-B20-H200", "--cells", "LSTM", "GRU", "--modes",
-         "inference", "training", "--threads", "1", "--parts", "timing", "--passes", "1"]  # fmt: skip
+         "inference", "training", "--threads", "1", "--parts", "timing", "--passes", "1", "--no-apart"]  # fmt: skip
 PATIENCE = 300.0  # seconds that a load of our own making may take to fall
 
 

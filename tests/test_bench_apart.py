@@ -75,13 +75,13 @@ def test_the_command_measures_apart(tmp_path, malloc):
     """And a file made so is not continued otherwise."""
     line = ["--cases", "T1-B1-H128", "--cells", "GRU", "--modes", "inference", "--sample", "0", "--rounds", "2"]
     line += ["--threads", "1", "--parts", "timing", "--passes", "2", "--malloc", malloc]
-    assert commands.bench([*line, "--apart", "--save", "--out", str(tmp_path)]) == 0
+    assert commands.bench([*line, "--save", "--out", str(tmp_path)]) == 0
     (saved,) = tmp_path.glob("*/cpu-*.jsonl")
     head, *found = environment.lines(saved)
     assert head["apart"]
     assert [r["pass"] for r in found if r["kind"] == "measurement"] == [0, 1]
     with pytest.raises(UsageError, match="made on apart True, this is False"):
-        commands.bench([*line, "--resume", str(saved)])
+        commands.bench([*line, "--no-apart", "--resume", str(saved)])
 
 
 def test_a_failure_there_is_a_record_here():

@@ -29,7 +29,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         Apart: it raised, or the process ended without an answer.
     """
     # Children of a server that has only imported: nothing of this process goes along, and no pool of threads is forked.
-    context = multiprocessing.get_context("forkserver")
+    # Elsewhere what torch has imported need not outlive a fork.
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)

@@ -126,7 +126,7 @@ def _how(parser: argparse.ArgumentParser) -> None:
         "--apart",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="a fresh process for each measurement, which others have not slowed (on a CPU; --no-apart)",
+        help="each measurement in a fresh process, which others have not slowed (on a CPU: so; on a GPU: never)",
     )
     group.add_argument(
         "--passes",
@@ -165,7 +165,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     args.grid = args.grid or ("gpu" if gpu else "cpu")
     args.dtypes = args.dtypes or (list(GPU_DTYPES) if gpu else ["float32"])
     args.kernels = gpu if args.kernels is None else args.kernels
-    args.apart = bool(args.apart)
+    args.apart = not gpu if args.apart is None else args.apart
     args.backend = args.backend or ("triton" if gpu else "auto")
     if args.backend not in NAMES:
         raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
