@@ -23,14 +23,16 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
 import fastrnn
-from fastrnn.bench.environment import Store, describe, results, slug
+from fastrnn.bench.commands import MALLOC_HELP, Parser
+from fastrnn.bench.environment import Store, describe, keep_freed_memory, results, slug
 from fastrnn.bench.measure import summary
-from fastrnn.cli.parser import PRESETS
+from fastrnn.cli import guarded
+from fastrnn.cli.parser import UsageError, presets, suggest
+from fastrnn.cli.text import TASKS, configured
 from fastrnn.text.task import Task
 from fastrnn.text.tasks import find_task
 from fastrnn.text.training import PRECISION
@@ -38,7 +40,6 @@ from fastrnn.text.training import PRECISION
 LAYERS = ("torch", "fastrnn")
 OURS = (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU)
 BACKWARD = "_RecurrenceBackward"  # as the profiler names it, with all that it calls
-TASKS = ("lm", "classify", "translate")
 WARM_UP = 3  # steps that are not timed: they allocate and pack
 
 
@@ -110,26 +111,27 @@ def share_of_layers(kind: type[Task], config: Any, data: Any, steps: int) -> flo
 
 
 def configuration(run: str) -> tuple[str, type[Task], Any]:
-    """Name, task and configuration of `PRESET[,option=value ...][=data]`, or of the task named so."""
+    """Name, task and configuration of `PRESET[,option=value ...][=data]`, or of the task named so.
+
+    Raises:
+        UsageError, UserError: what is wrong, in one line.
+    """
     name, *changes = run.split(",")
-    data = None
+    data: list[str] = []
     if changes:
-        parts = changes[-1].split("=", 2)
-        changes[-1], data = "=".join(parts[:2]), (parts[2] if len(parts) == 3 else None)
+        changes[-1], *data = changes[-1].rsplit("=", 1) if changes[-1].count("=") > 1 else [changes[-1]]
     elif "=" in name:
-        name, data = name.split("=", 1)
-    if name in TASKS:
-        task, fields = name, {}
-    else:
-        found = list(PRESETS.glob(f"*/{name}.yaml"))
-        if not found:
-            raise SystemExit(
-                f"no preset {name}; there are: {', '.join(sorted(p.stem for p in PRESETS.glob('*/*.yaml')))}"
-            )
-        task, fields = found[0].parent.name, yaml.safe_load(found[0].read_text())
-    fields |= {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
-    kind = find_task(task)
-    return ",".join([name, *changes]), kind, kind.Config(**fields, data=data)
+        name, *data = name.split("=", 1)
+    wrong = next((change for change in changes if "=" not in change), None)
+    if wrong is not None:
+        raise UsageError(f"{run}: expected option=value after a comma, got {wrong}")
+    tasks = {preset: task for task in TASKS for preset in presets(task)}
+    if name not in (*TASKS, *tasks):
+        raise UsageError(f"no preset {name}{suggest(name, tasks)}; there are: {', '.join(sorted(tasks))}")
+    task = tasks.get(name, name)
+    words = [] if name in TASKS else ["--preset", name]
+    words += [f"--{change}" for change in changes] + [f"--data={part}" for part in data]
+    return ",".join([name, *changes]), find_task(task), configured(task, words)[0]
 
 
 def measure(run: str, threads: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -171,20 +173,33 @@ def line(r: dict[str, Any]) -> str:
     )
 
 
-def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.end_to_end", description=__doc__.split("\n\n")[0])
-    parser.add_argument("runs", nargs="*", default=list(TASKS), metavar="PRESET[,option=value ...][=data]")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=3, help="times that each layer has its turn")
-    parser.add_argument("--steps", type=int, default=20, help="steps timed in each round")
-    parser.add_argument("--save", action="store_true", help="keep the records")
-    parser.add_argument("--out", metavar="FOLDER", help="where (benchmarks/results)")
-    given = parser.parse_args(args)
+def parser() -> Parser:
+    made = Parser("python -m benchmarks.end_to_end", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    made.add_argument("runs", nargs="*", default=list(TASKS), metavar="PRESET[,option=value ...][=data]")
+    made.add_argument("--threads", type=positive, nargs="+", default=[1])
+    made.add_argument("--rounds", type=positive, default=3, help="times that each layer has its turn")
+    made.add_argument("--steps", type=positive, default=20, help="steps timed in each round")
+    made.add_argument("--malloc", choices=("keep", "system"), default="system", help=MALLOC_HELP)
+    made.add_argument("--save", action="store_true", help="keep the records")
+    made.add_argument("--out", metavar="FOLDER", help="where (benchmarks/results)")
+    return made
+
+
+def positive(word: str) -> int:
+    if not (word.isdecimal() and int(word) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {word}")
+    return int(word)
+
+
+def execute(args: list[str]) -> int:
+    given = parser().parse_args(args)
+    for run in given.runs:
+        configuration(run)  # what is wrong is told before anything is measured
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    environment = describe(
-        fastrnn, ["python", "-m", "benchmarks.end_to_end", *(sys.argv[1:] if args is None else args)]
-    )
+    kept = given.malloc == "keep" and keep_freed_memory()
+    environment = describe(fastrnn, ["python", "-m", "benchmarks.end_to_end", *args])
+    environment["malloc"] = "keep" if kept else "system"
     day = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = results(given.out) / slug(environment) / f"end-to-end-{day}.jsonl" if given.save else None
     store = Store(path)
@@ -197,6 +212,11 @@ def main(args: list[str] | None = None) -> int:
     if path:
         print(f"records: {path}")
     return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    words = sys.argv[1:] if args is None else args
+    return guarded("python -m benchmarks.end_to_end", lambda: execute(words))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,22 @@ def stand_in(monkeypatch):
     return install
 
 
-# --no-apart: stand-ins for the library are known to this process alone.
-QUICK = ["--no-apart", "--threads", "1", "--sample", "0", "--rounds", "2", "--peers", "none", "--budget", "0"]
+# Stand-ins for the library are known to this process alone, whose memory the other tests need.
+QUICK = [
+    "--no-apart",
+    "--malloc",
+    "system",
+    "--threads",
+    "1",
+    "--sample",
+    "0",
+    "--rounds",
+    "2",
+    "--peers",
+    "none",
+    "--budget",
+    "0",
+]
 SAVED = [*QUICK, "--parts", "timing", "--cells", "GRU", "--modes", "inference"]
 
 

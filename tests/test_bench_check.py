@@ -18,8 +18,10 @@ def this_hardware():
 
 
 @pytest.fixture(autouse=True)
-def no_pause(monkeypatch):
+def quick(monkeypatch):
+    """No pauses, and memory is kept in what is told alone."""
     monkeypatch.setattr(check, "PAUSE", 0.0)
+    monkeypatch.setattr(check, "keep_freed_memory", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +163,12 @@ def test_a_check_passes_over_records_that_measure_something_else(tmp_path, chang
     assert check.newest(tmp_path, HERE).name == "cpu-1.jsonl"
 
 
-def test_a_check_with_malloc_keep_keeps(tmp_path, monkeypatch):
+def test_a_check_keeps_freed_memory_but_with_malloc_system(tmp_path, monkeypatch):
     baseline = write(tmp_path / "cpu-1.jsonl", passes(CASES[0].name, 2.0, 2.1, 1.9))
     told = []
     monkeypatch.setattr(check, "keep_freed_memory", lambda: told.append(True) or True)
     monkeypatch.setattr(check, "measure", lambda *_: record(CASES[0].name, 2.0))
-    assert main(["bench", "--check", baseline, "--threads", "1"]) == 0
+    assert main(["bench", "--check", baseline, "--threads", "1", "--malloc", "system"]) == 0
     assert not told
-    assert main(["bench", "--check", baseline, "--threads", "1", "--malloc", "keep"]) == 0
+    assert main(["bench", "--check", baseline, "--threads", "1"]) == 0
     assert told

@@ -27,7 +27,7 @@ def test_a_run_measures_reports_and_saves(stand_in, capsys, tmp_path):
     library = stand_in()
     before = torch.get_num_threads()
     argv = ["--threads", "1", "2", "--sample", "0", "--rounds", "2", "--parts", "timing", "--save", "--backend", "cpu"]
-    argv += ["--cells", "GRU", "--no-apart"]
+    argv += ["--cells", "GRU", "--no-apart", "--malloc", "system"]
     assert commands.bench([*argv, "--out", str(tmp_path), "--budget", "0", "--peers", "none"]) == 0
     assert torch.get_num_threads() == before
     assert set(library.requested) == {"cpu"}

@@ -55,5 +55,25 @@ def test_a_run_is_a_preset_with_changes_and_data():
     assert (config.data, config.hidden_size) == ("some/text.txt", 512)
     assert end_to_end.configuration("imdb=aclImdb.tar.xz")[2].data == "aclImdb.tar.xz"
     assert end_to_end.configuration("lm")[2].data is None
-    with pytest.raises(SystemExit, match=r"no preset nonsense; there are: .*imdb"):
-        end_to_end.configuration("nonsense=x")
+    assert end_to_end.configuration("lm,cell=gru")[2].data is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["imbd=x"], "no preset imbd, did you mean 'imdb'?; there are: "),
+        (["lm,cell"], "lm,cell: expected option=value after a comma, got cell"),
+        (["lm,sell=gru"], "unknown option --sell"),
+        (["lm,cell=gnu"], "--cell: expected one of "),
+        (["lm", "lm,hidden_size=0"], "--hidden-size must be at least 1, got 0"),
+        (["lm=no/such/file"], "no/such/file"),
+        (["--steps", "0"], "argument --steps: expected a number of at least 1, got 0"),
+        (["--round", "2"], "unknown option --round, did you mean '--rounds'?"),
+    ],
+)
+def test_bad_runs_and_options_are_one_line_before_anything_is_measured(words, told, capsys):
+    assert end_to_end.main([*words, "--threads", "1"]) == 2
+    seen = capsys.readouterr().err
+    assert seen.startswith(f"python -m benchmarks.end_to_end: error: {told}" if words != ["lm=no/such/file"] else "")
+    assert told in seen
+    assert seen.count("\n") == 1

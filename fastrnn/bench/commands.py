@@ -12,8 +12,8 @@ from fastrnn.cli.parser import UsageError, suggest
 
 PARTS = ("timing", "latency", "memory", "energy")
 MALLOC_HELP = (
-    "keep: freed memory stays with the process, for both sides alike; system: the C library's own rules, by which "
-    "a module may or may not map fresh pages at every call, depending on where its blocks happen to lie (system)"
+    "keep: freed memory stays with the process, for both sides alike; system: the C library's own rules, by which a "
+    "module may or may not map fresh pages at every call, depending on where its blocks happen to lie (%(default)s)"
 )
 # What takes the place of a run, and the options that have an effect on it.
 _GRID = ("device", "grid", "cases", "hidden", "batches", "steps")
@@ -136,7 +136,7 @@ def _how(parser: argparse.ArgumentParser) -> None:
         help="how often times are measured over again, each case built anew (1; 3 with --save: they tell the noise)",
     )
     group.add_argument("--kernels", action=argparse.BooleanOptionalAction, default=None, help="names (on a GPU)")
-    group.add_argument("--malloc", choices=("keep", "system"), default="system", help=MALLOC_HELP)
+    group.add_argument("--malloc", choices=("keep", "system"), default="keep", help=MALLOC_HELP)
     group.add_argument("--self", action="store_true", help="torch.nn against itself: the noise of this machine")
     group.add_argument("--save", action="store_true", help="keep records, tables, pictures and the page")
     group.add_argument("--out", metavar="FOLDER", help="where (benchmarks/results in a clone, else fastrnn-bench)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from importlib import import_module
+from typing import Any
 
 from .parser import UsageError, add_fields, check_configs, check_layer, expand_preset, make_parser, parse, presets
 
@@ -60,6 +61,18 @@ TASKS["translate"] = Training(
 
 
 def train(task: str, args: list[str]) -> int:
+    made, given, options = configured(task, args)
+    run = getattr(import_module("fastrnn.text"), TASKS[task].run)
+    run(made, resume=options["resume"], given=given, overwrite=options["overwrite"], echo=say)
+    return 0
+
+
+def configured(task: str, args: list[str]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The configuration that `args` give, what of it they themselves name, and all options.
+
+    Raises:
+        UsageError, UserError: what is wrong, in one line.
+    """
     package = import_module("fastrnn.text")
     entry = TASKS[task]
     config = getattr(package, entry.config)
@@ -78,10 +91,7 @@ def train(task: str, args: list[str]) -> int:
     options = vars(parse(parser, args))
     fields = config.__dataclass_fields__
     given = {k: v for k, v in vars(parse(parser, args, defaults=False)).items() if k in fields}
-    made = config(**{name: options[name] for name in fields})
-    run = getattr(package, entry.run)
-    run(made, resume=options["resume"], given=given, overwrite=options["overwrite"], echo=say)
-    return 0
+    return config(**{name: options[name] for name in fields}), given, options
 
 
 def evaluate(args: list[str]) -> int:
