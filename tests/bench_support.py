@@ -101,7 +101,14 @@ def record(case, ratio, spread=0.01, **more):
     times = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
     ratios = {"p20": ratio * (1 - spread), "p50": ratio, "p80": ratio * (1 + spread)}
     key = {"kind": "measurement", "case": case, "cell": "GRU", "mode": "training", "threads": 1}
-    same = {"rounds": 5, "baseline": times, "subject": times, "gemm": None, "chosen": "cpu", "flops": 1.0}
+    same = {
+        "rounds": 5,
+        "baseline": times,
+        "subject": {q: t / ratio for q, t in times.items()},
+        "gemm": None,
+        "chosen": "cpu",
+        "flops": 1.0,
+    }
     return {**key, **same, "ratio": ratios, **more}
 
 

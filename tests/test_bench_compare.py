@@ -87,6 +87,18 @@ def test_runs_of_equal_code_are_equal_and_slower_ones_are_not(old, new):
     assert whole.mean == pytest.approx(0.8, rel=0.01)
 
 
+@pytest.mark.parametrize(("cpu", "code"), [("Abacus", 0), ("Slide rule", 1)])
+def test_a_ratio_is_no_regression_where_torch_nn_alone_became_faster(cpu, code, tmp_path, capsys):
+    """Which on the same hardware our own time tells; other hardware has other times."""
+    quiet = [r for k in range(40) for r in passes(f"q{k}", 1.0, 1.01, 0.99)]
+    before, after = passes("a", 2.0, 2.02, 1.98), passes("a", 1.6, 1.61, 1.59)
+    faster = [{**r, "subject": before[0]["subject"]} for r in after]
+    old = write(tmp_path / "old", [*quiet, *before])
+    assert main(["bench", "--compare", old, write(tmp_path / "new", [*quiet, *faster], cpu=cpu)]) == code
+    assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
+    assert main(["bench", "--compare", old, write(tmp_path / "slower", [*quiet, *after], cpu=cpu)]) == 1
+
+
 def test_what_is_too_little_for_one_case_shows_in_the_mean_of_all():
     rng = random.Random(5)
     found = compare.compare(grid(rng, deviation=0.07), grid(rng, 0.92, deviation=0.07))

@@ -85,7 +85,7 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
         raise UsageError(f"--check {path}: its records do not {NO_NOISE}")
     known = by_key(records)
     made_on = {slug(r) for r in records if r["kind"] == "environment"}
-    least = LEAST if made_on == {slug(environment)} else ELSEWHERE
+    same = made_on == {slug(environment)}
     planned = [j for j in plan(args) if j.what == "timing" and identity(KINDS[j.what], j.key()) in known]
     if not planned:
         raise UsageError(f"--check: nothing of {path} is in what was asked to be measured (threads, types, cases)")
@@ -97,7 +97,7 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
         if args.budget and time.monotonic() - start > args.budget:
             break
         found.append((job, measure(job, options, echo)))
-    measured, failures = confirmed(found, list(known.values()), least, options, echo)
+    measured, failures = confirmed(found, list(known.values()), same, options, echo)
     echo(f"\n{len(found)} of {len(planned)} cases measured, {failures} failed; against {path}")
     echo(text(measured))
     return 1 if failures or measured.worse or not found else 0
@@ -106,17 +106,21 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
 def confirmed(
     found: list[tuple[Job, Record]],
     known: list[Record],
-    least: float,
+    same: bool,
     options: Options,
     echo: Callable[[str], None],
 ) -> tuple[Comparison, int]:
-    """What was measured beside what is known, suspects as often as TRIES; and how many failed at any time."""
+    """What was measured beside what is known, suspects as often as TRIES; and how many failed at any time.
+
+    `same`: what is known is of this hardware.
+    """
+    least = LEAST if same else ELSEWHERE
     jobs = {identity(KINDS[job.what], job.key()): job for job, _ in found}
     passes = [{**r, "pass": 0} for _, r in found if r["kind"] == "measurement"]
     failures = len(found) - len(passes)
     for number in range(1, TRIES):
         sure = SUSPECT if number == 1 else 0.0  # tries that lie apart leave the doubt
-        suspects = [c.key for c in compare(known, condensed(passes), least, sure).regressions if c.key in jobs]
+        suspects = [c.key for c in compare(known, condensed(passes), least, sure, same).regressions if c.key in jobs]
         if not suspects:
             break
         echo(f"again, since perhaps slower: {len(suspects)}")
@@ -126,4 +130,4 @@ def confirmed(
         jobs = {key: jobs[key] for key in suspects if key not in failed}
         failures += len(failed)
         passes += [{**r, "pass": number} for r in again.values() if r["kind"] == "measurement"]
-    return compare(known, condensed(passes), least, SURE)._replace(only_before=[]), failures
+    return compare(known, condensed(passes), least, SURE, same)._replace(only_before=[]), failures

@@ -2,11 +2,13 @@
 
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
 from different machines. A case has changed when the medians of its passes differ by more than LEAST and by more than
-SURE standard errors. The standard deviation of a pass is the case's own, from the few passes of both runs, drawn
-towards that of all cases of the older run as if that were PRIOR more passes. The same holds for the geometric mean of
-all cases of a number of threads and type, in which a change shows that is too small for one case. A run whose passes
-lie further apart than the older one's, NOISIER times, is told: it hides what it would show. Peak memory has changed
-when ours differs by more than LEAST and a MiB.
+SURE standard errors; on the same hardware our own time must then have changed that way too, by more than LEAST, since
+else torch.nn's has: its packed training takes 1.1 or 1.4 seconds there, from one hour to another. The standard
+deviation of a pass is the case's own, from the few passes of both runs, drawn towards that of all cases of the older
+run as if that were PRIOR more passes. The same holds for the geometric mean of all cases of a number of threads and
+type, in which a change shows that is too small for one case. A run whose passes lie further apart than the older one's,
+NOISIER times, is told: it hides what it would show. Peak memory has changed when ours differs by more than LEAST and a
+MiB.
 """
 
 from __future__ import annotations
@@ -78,8 +80,10 @@ def by_key(records: list[Record]) -> dict[Key, Record]:
     return {identity(r["kind"], r): r for r in records if r["kind"] in ("measurement", "memory")}
 
 
-def compare(before: list[Record], after: list[Record], least: float = LEAST, sure: float = SURE) -> Comparison:
-    """What is in both, by what changed. The records are condensed."""
+def compare(
+    before: list[Record], after: list[Record], least: float = LEAST, sure: float = SURE, same: bool = False
+) -> Comparison:
+    """What is in both, by what changed. The records are condensed; `same`: of the same hardware."""
     old, new = by_key(before), by_key(after)
     levels = {**noise(new.values()), **noise(old.values())}  # the older run's, where it tells
     levels = {group: level for group, level in levels.items() if level.freedom >= FREEDOM}
@@ -91,7 +95,7 @@ def compare(before: list[Record], after: list[Record], least: float = LEAST, sur
     changes = [
         Change(key, math.exp(s.before), math.exp(s.after), math.exp(s.after - s.before))
         for key, s in steps.items()
-        if beyond(s.after - s.before, s.error, least, sure)
+        if beyond(s.after - s.before, s.error, least, sure) and (not same or ours(old[key], new[key], s, least))
     ]
     changes += [c for key in both if key not in times if (c := _memory(key, old[key], new[key], least)) is not None]
     groups: dict[Group, list[Step]] = {}
@@ -123,6 +127,12 @@ def step(old: Record, new: Record, level: Noise) -> Step:
     squares = sum((x - statistics.fmean(v)) ** 2 for v in (a, b) for x in v)
     variance = (PRIOR * level.deviation**2 + squares) / (PRIOR + len(a) + len(b) - 2)
     return Step(statistics.median(a), statistics.median(b), math.sqrt(variance * (1 / len(a) + 1 / len(b))))
+
+
+def ours(old: Record, new: Record, found: Step, least: float) -> bool:
+    """Whether our own time has changed as the ratio has: longer by more than `least` where that is lower."""
+    longer = math.log(new["subject"]["p50"] / old["subject"]["p50"])
+    return (longer if found.after < found.before else -longer) > -math.log1p(-least)
 
 
 def beyond(difference: float, error: float, least: float, sure: float) -> bool:
@@ -192,7 +202,8 @@ def command(old: str, new: str, echo: Callable[[str], None]) -> int:
         if environment is None:
             raise UsageError(f"{name}: holds no environment; it is not a whole file of records")
         headers.append(f"{name}  [{slug(environment)}]\n{header(environment)}\n")
-    found = compare(before, after)
+    made = [{slug(r) for r in records if r["kind"] == "environment"} for records in (before, after)]
+    found = compare(before, after, same=made[0] == made[1] and len(made[0]) == 1)
     if not found.compared and not found.failed:
         why = f"do not {NO_NOISE}" if found.unknown else "have no case in common"
         raise UsageError(f"--compare: {old} and {new} {why}")
