@@ -40,6 +40,7 @@ from fastrnn.text.training import PRECISION
 LAYERS = ("torch", "fastrnn")
 OURS = (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU)
 BACKWARD = "_RecurrenceBackward"  # as the profiler names it, with all that it calls
+FIXED = ("layer", "data", "device", "devices", "nodes")  # by what this measures
 WARM_UP = 3  # steps that are not timed: they allocate and pack
 
 
@@ -119,7 +120,8 @@ def configuration(run: str) -> tuple[str, type[Task], Any]:
     name, *changes = run.split(",")
     data: list[str] = []
     if changes:
-        changes[-1], *data = changes[-1].rsplit("=", 1) if changes[-1].count("=") > 1 else [changes[-1]]
+        *change, last = changes[-1].split("=", 2)  # of a path that may hold more of them
+        changes[-1], data = ("=".join(change), [last]) if len(change) == 2 else (changes[-1], [])
     elif "=" in name:
         name, *data = name.split("=", 1)
     wrong = next((change for change in changes if "=" not in change), None)
@@ -129,9 +131,14 @@ def configuration(run: str) -> tuple[str, type[Task], Any]:
     if name not in (*TASKS, *tasks):
         raise UsageError(f"no preset {name}{suggest(name, tasks)}; there are: {', '.join(sorted(tasks))}")
     task = tasks.get(name, name)
+    kind = find_task(task)
+    known = {field.name for field in dataclasses.fields(kind.Config)}.difference(FIXED)
+    for option in (change.split("=")[0] for change in changes):
+        if option.replace("-", "_") not in known:
+            raise UsageError(f"{run}: there is no option {option} here{suggest(option, known)}")
     words = [] if name in TASKS else ["--preset", name]
     words += [f"--{change}" for change in changes] + [f"--data={part}" for part in data]
-    return ",".join([name, *changes]), find_task(task), configured(task, words)[0]
+    return ",".join([name, *changes]), kind, configured(task, words)[0]
 
 
 def measure(run: str, threads: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -194,7 +201,7 @@ def positive(word: str) -> int:
 def execute(args: list[str]) -> int:
     given = parser().parse_args(args)
     for run in given.runs:
-        configuration(run)  # what is wrong is told before anything is measured
+        configuration(run)  # options that are wrong are told before anything is measured
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     kept = given.malloc == "keep" and keep_freed_memory()

@@ -118,8 +118,8 @@ def passes(case, *ratios, **more):
 
 
 def write(path, records, **changes):
-    facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "system"}
+    facts = {"kind": "environment", "cpu": "Abacus", "flags": [], "cores": 1, "load": 0.0, "malloc": "keep"}
     facts |= dict.fromkeys(("torch", "fastrnn", "commit", "python", "date", "command", "info"), "")
-    facts |= {"subject": "fastrnn", "variables": {}, **changes}
+    facts |= {"subject": "fastrnn", "variables": {}, "apart": True, **changes}
     path.write_text("".join(json.dumps(r) + "\n" for r in (facts, *records)))
     return str(path)

@@ -87,16 +87,31 @@ def test_runs_of_equal_code_are_equal_and_slower_ones_are_not(old, new):
     assert whole.mean == pytest.approx(0.8, rel=0.01)
 
 
-@pytest.mark.parametrize(("cpu", "code"), [("Abacus", 0), ("Slide rule", 1)])
-def test_a_ratio_is_no_regression_where_torch_nn_alone_became_faster(cpu, code, tmp_path, capsys):
-    """Which on the same hardware our own time tells; other hardware has other times."""
+@pytest.mark.parametrize("changes", [{}, {"cpu": "Slide rule"}, {"torch": "9"}])
+def test_a_ratio_that_torch_nn_alone_has_changed_is_told_as_such(changes, tmp_path, capsys):
+    """Which on the same hardware and torch our own time tells; elsewhere it is another anyway."""
     quiet = [r for k in range(40) for r in passes(f"q{k}", 1.0, 1.01, 0.99)]
-    before, after = passes("a", 2.0, 2.02, 1.98), passes("a", 1.6, 1.61, 1.59)
-    faster = [{**r, "subject": before[0]["subject"]} for r in after]
-    old = write(tmp_path / "old", [*quiet, *before])
-    assert main(["bench", "--compare", old, write(tmp_path / "new", [*quiet, *faster], cpu=cpu)]) == code
-    assert ("REGRESSION" in capsys.readouterr().out) == bool(code)
-    assert main(["bench", "--compare", old, write(tmp_path / "slower", [*quiet, *after], cpu=cpu)]) == 1
+    many, few = passes("a", 2.0, 2.02, 1.98), passes("a", 1.6, 1.61, 1.59)
+    faster = [{**r, "subject": many[0]["subject"]} for r in few]  # torch.nn's
+    old = write(tmp_path / "old", [*quiet, *many])
+    new = write(tmp_path / "new", [*quiet, *faster], **changes)
+    for first, last, word in ((old, new, "REGRESSION"), (new, old, "improvement")):
+        code = main(["bench", "--compare", first, last])
+        out = capsys.readouterr().out
+        assert code == (bool(changes) and word == "REGRESSION")
+        assert (f"\n{word}" in out) == bool(changes)
+        assert ("torch.nn alone has become " in out) == (not changes)
+    assert main(["bench", "--compare", old, write(tmp_path / "slower", [*quiet, *few])]) == 1
+    assert main(["bench", "--compare", write(tmp_path / "slower", [*quiet, *few]), old]) == 0
+    assert "\nimprovement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"malloc": "system"}, {"apart": False}])
+def test_runs_under_other_conditions_are_not_compared(changes, tmp_path, capsys):
+    old, new = write(tmp_path / "old", passes("a", 1.0, 1.1), **changes), write(tmp_path / "new", passes("a", 1.0, 1.1))
+    assert main(["bench", "--compare", old, new]) == 2
+    ((name, value),) = changes.items()
+    assert f"was made with {name} {value}, not " in capsys.readouterr().err
 
 
 def test_what_is_too_little_for_one_case_shows_in_the_mean_of_all():

@@ -56,6 +56,7 @@ def test_a_run_is_a_preset_with_changes_and_data():
     assert end_to_end.configuration("imdb=aclImdb.tar.xz")[2].data == "aclImdb.tar.xz"
     assert end_to_end.configuration("lm")[2].data is None
     assert end_to_end.configuration("lm,cell=gru")[2].data is None
+    assert end_to_end.configuration("lm,cell=gru=data/a=b")[2].data == "data/a=b"
 
 
 @pytest.mark.parametrize(
@@ -63,17 +64,25 @@ def test_a_run_is_a_preset_with_changes_and_data():
     [
         (["imbd=x"], "no preset imbd, did you mean 'imdb'?; there are: "),
         (["lm,cell"], "lm,cell: expected option=value after a comma, got cell"),
-        (["lm,sell=gru"], "unknown option --sell"),
+        (["lm", "lm,sell=gru"], "lm,sell=gru: there is no option sell here, did you mean 'cell'?"),
+        (["lm,layer=torch"], "lm,layer=torch: there is no option layer here"),
+        (["lm,print_config="], "lm,print_config=: there is no option print_config here"),
         (["lm,cell=gnu"], "--cell: expected one of "),
         (["lm", "lm,hidden_size=0"], "--hidden-size must be at least 1, got 0"),
-        (["lm=no/such/file"], "no/such/file"),
         (["--steps", "0"], "argument --steps: expected a number of at least 1, got 0"),
         (["--round", "2"], "unknown option --round, did you mean '--rounds'?"),
     ],
 )
-def test_bad_runs_and_options_are_one_line_before_anything_is_measured(words, told, capsys):
+def test_bad_runs_and_options_are_one_line_before_anything_is_measured(words, told, monkeypatch, capsys):
+    monkeypatch.setattr(end_to_end, "measure", lambda *_: pytest.fail("measured"))
     assert end_to_end.main([*words, "--threads", "1"]) == 2
     seen = capsys.readouterr().err
-    assert seen.startswith(f"python -m benchmarks.end_to_end: error: {told}" if words != ["lm=no/such/file"] else "")
-    assert told in seen
+    assert seen.startswith(f"python -m benchmarks.end_to_end: error: {told}")
+    assert seen.count("\n") == 1
+
+
+def test_data_that_is_not_there_is_one_line(capsys):
+    assert end_to_end.main(["lm=no/such/file"]) == 2
+    seen = capsys.readouterr().err
+    assert "no/such/file" in seen
     assert seen.count("\n") == 1

@@ -1,7 +1,7 @@
 """A function in a process of its own, which has measured nothing before.
 
 What a process has done before changes how fast it is: where its memory lies, which blocks its allocator keeps or gives
-back. After many cases torch.nn trained some shapes half as fast as in a fresh process (docs/benchmarks.md).
+back (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -14,13 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from fastrnn.bench import report
-from fastrnn.bench.compare import LEAST, NO_NOISE, SURE, Comparison, by_key, compare, text
+from fastrnn.bench.compare import (
+    LEAST,
+    NO_NOISE,
+    SURE,
+    Comparison,
+    by_key,
+    compare,
+    differing,
+    made_on,
+    text,
+)
 from fastrnn.bench.environment import describe as environment_of
 from fastrnn.bench.environment import gpu, keep_freed_memory, read, results, slug
 from fastrnn.bench.grids import Job
 from fastrnn.bench.measuring import Options
 from fastrnn.bench.passes import KINDS, condensed, identity, noise
-from fastrnn.bench.records import setups
+from fastrnn.bench.records import CONDITIONS, setups
 from fastrnn.bench.run import measure, plan
 from fastrnn.cli.parser import UsageError
 
@@ -63,9 +73,7 @@ def unfit(path: Path, environment: Record) -> str | None:
         return f"of a busy machine (load {load:.2f})"
     if not noise(records):
         return "of too few passes"
-    differing = (n for n in ("subject", "backend", "malloc", "apart") if any(m[n] != environment[n] for m in made))
-    name = next(differing, None)
-    return name and f"made with {name} {made[-1][name]}, not {environment[name]}"
+    return differing(made, environment, ("subject", "backend", *CONDITIONS))
 
 
 def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], None]) -> int:
@@ -84,8 +92,9 @@ def command(args: argparse.Namespace, words: list[str], echo: Callable[[str], No
     if not noise(records):
         raise UsageError(f"--check {path}: its records do not {NO_NOISE}")
     known = by_key(records)
-    made_on = {slug(r) for r in records if r["kind"] == "environment"}
-    same = made_on == {slug(environment)}
+    if why := differing(setups(records), environment):
+        raise UsageError(f"--check {path}: its records were {why}")
+    same = made_on(records) == made_on([environment])
     planned = [j for j in plan(args) if j.what == "timing" and identity(KINDS[j.what], j.key()) in known]
     if not planned:
         raise UsageError(f"--check: nothing of {path} is in what was asked to be measured (threads, types, cases)")
@@ -112,7 +121,7 @@ def confirmed(
 ) -> tuple[Comparison, int]:
     """What was measured beside what is known, suspects as often as TRIES; and how many failed at any time.
 
-    `same`: what is known is of this hardware.
+    `same`: what is known is of this hardware and torch.
     """
     least = LEAST if same else ELSEWHERE
     jobs = {identity(KINDS[job.what], job.key()): job for job, _ in found}

@@ -2,8 +2,8 @@
 
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
 from different machines. A case has changed when the medians of its passes differ by more than LEAST and by more than
-SURE standard errors; on the same hardware our own time must then have changed that way too, by more than LEAST, since
-else torch.nn's has: its packed training takes 1.1 or 1.4 seconds there, from one hour to another. The standard
+SURE standard errors; on the same hardware and torch our own time must then have changed that way too, by more than
+LEAST: else torch.nn's has, which is told as such. The standard
 deviation of a pass is the case's own, from the few passes of both runs, drawn towards that of all cases of the older
 run as if that were PRIOR more passes. The same holds for the geometric mean of all cases of a number of threads and
 type, in which a change shows that is too small for one case. A run whose passes lie further apart than the older one's,
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from fastrnn.bench.environment import read, slug
 from fastrnn.bench.passes import KINDS, Group, Key, Noise, group_of, identity, logs, noise
+from fastrnn.bench.records import CONDITIONS, setups
 from fastrnn.bench.report import MEMORY_RESOLUTION, header
 from fastrnn.cli.parser import UsageError
 
@@ -63,6 +64,7 @@ class Comparison(NamedTuple):
     unknown: list[Key]  # cases of a group of which neither run tells the noise
     only_before: list[Key]
     only_after: list[Key]
+    theirs: list[Change]  # whose ratio has changed, but not our own time
 
     @property
     def worse(self) -> bool:
@@ -83,7 +85,7 @@ def by_key(records: list[Record]) -> dict[Key, Record]:
 def compare(
     before: list[Record], after: list[Record], least: float = LEAST, sure: float = SURE, same: bool = False
 ) -> Comparison:
-    """What is in both, by what changed. The records are condensed; `same`: of the same hardware."""
+    """What is in both, by what changed. The records are condensed; `same`: of the same hardware and torch."""
     old, new = by_key(before), by_key(after)
     levels = {**noise(new.values()), **noise(old.values())}  # the older run's, where it tells
     levels = {group: level for group, level in levels.items() if level.freedom >= FREEDOM}
@@ -95,8 +97,10 @@ def compare(
     changes = [
         Change(key, math.exp(s.before), math.exp(s.after), math.exp(s.after - s.before))
         for key, s in steps.items()
-        if beyond(s.after - s.before, s.error, least, sure) and (not same or ours(old[key], new[key], s, least))
+        if beyond(s.after - s.before, s.error, least, sure)
     ]
+    theirs = [c for c in changes if same and not ours(old[c.key], new[c.key], steps[c.key], least)]
+    changes = [c for c in changes if c not in theirs]
     changes += [c for key in both if key not in times if (c := _memory(key, old[key], new[key], least)) is not None]
     groups: dict[Group, list[Step]] = {}
     for key in known:
@@ -111,6 +115,7 @@ def compare(
         [key for key in times if key not in steps],
         [key for key in old if key not in new and key not in failed],
         [key for key in new if key not in old],
+        theirs,
     )
 
 
@@ -154,6 +159,17 @@ def _memory(key: Key, old: Record, new: Record, least: float) -> Change | None:
     return Change(key, a / 2**20, b / 2**20, max(a, 1) / max(b, 1)) if big else None
 
 
+def made_on(records: list[Record]) -> set[tuple[str, str]]:
+    """Hardware and torch of each environment."""
+    return {(slug(r), r["torch"]) for r in records if r["kind"] == "environment"}
+
+
+def differing(made: list[Record], other: Record, names: tuple[str, ...] = CONDITIONS) -> str | None:
+    """In what one of the setups `made` is another than `other`; None: in nothing."""
+    name = next((n for n in names if any(m[n] != other[n] for m in made)), None)
+    return name and f"made with {name} {made[-1][name]}, not {other[name]}"
+
+
 def describe(key: Key) -> str:
     kind, case, cell, mode, threads, dtype, device = key
     return f"{cell} {case} {mode} {_where((device, threads, dtype))}" + (", peak MiB" if kind == "memory" else "")
@@ -171,6 +187,8 @@ def text(found: Comparison) -> str:
         rows.append(_line(group, whole))
     for title, changes in (("REGRESSION", found.regressions), ("improvement", found.improvements)):
         rows += [f"{title:12}{c.before:8.2f} -> {c.after:8.2f}  ({c.factor:.2f})  {describe(c.key)}" for c in changes]
+    alone = ((c, "slower" if c.factor > 1 else "faster") for c in found.theirs)
+    rows += [f"torch.nn alone has become {how}: {c.before:.2f} -> {c.after:.2f}  {describe(c.key)}" for c, how in alone]
     rows += [f"FAILED in the new run: {describe(key)}" for key in found.failed]
     if found.unknown:
         rows.append(f"not compared: {len(found.unknown)} cases of which the records do not {NO_NOISE}")
@@ -202,8 +220,9 @@ def command(old: str, new: str, echo: Callable[[str], None]) -> int:
         if environment is None:
             raise UsageError(f"{name}: holds no environment; it is not a whole file of records")
         headers.append(f"{name}  [{slug(environment)}]\n{header(environment)}\n")
-    made = [{slug(r) for r in records if r["kind"] == "environment"} for records in (before, after)]
-    found = compare(before, after, same=made[0] == made[1] and len(made[0]) == 1)
+    if why := differing(setups(before), setups(after)[0]):
+        raise UsageError(f"--compare: {old} was {why}, as {new} was")
+    found = compare(before, after, same=made_on(before) == made_on(after) and len(made_on(after)) == 1)
     if not found.compared and not found.failed:
         why = f"do not {NO_NOISE}" if found.unknown else "have no case in common"
         raise UsageError(f"--compare: {old} and {new} {why}")

@@ -13,6 +13,9 @@ Rule = type | tuple[type, ...] | Callable[[Any], bool] | dict[str, Any]
 SETUP = ("subject", "backend", "malloc", "apart", "commit", "torch", "fastrnn")  # alike in all that one file holds
 
 
+CONDITIONS = ("malloc", "apart")  # alike in whatever is compared
+
+
 def number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
