@@ -118,6 +118,17 @@ class BuildEngine(build_ext):
         module.unlink(missing_ok=True)  # one of another version, in an editable install
         if kernels != "OFF":
             shutil.copy2(build / module.name, module)
+        self.module = module
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable install; setuptools knows nothing of the second module."""
+        super().copy_extensions_to_source()
+        if self.extensions:
+            there = ROOT / "fastrnn" / self.module.name
+            if self.module.resolve() != there:
+                there.unlink(missing_ok=True)
+                if self.module.exists():
+                    shutil.copy2(self.module, there)
 
     def make(self, build: Path, sanitize: str, kernels: str) -> None:
         # Imported here: these are needed to build, not to make an sdist or to read the metadata.

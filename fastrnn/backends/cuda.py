@@ -26,7 +26,7 @@ from fastrnn.cells import CELLS, Cell
 
 _NUMBERS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 3}
 _TF32 = 2
-_UNMEASURED = "its kernels have not run on a GPU yet: ask for it with fastrnn.backend('cuda')"
+_UNMEASURED = "its times on a GPU are not known yet: ask for it with fastrnn.backend('cuda')"
 Module = tuple[Any, str]
 
 
