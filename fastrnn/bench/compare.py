@@ -3,12 +3,11 @@
 Ratios over torch.nn are compared, since both sides of a ratio were measured in the same rounds; so the runs may come
 from different machines. A case has changed when the medians of its passes differ by more than LEAST and by more than
 SURE standard errors; on the same hardware and torch our own time must then have changed that way too, by more than
-LEAST: else torch.nn's has, which is told as such. The standard
-deviation of a pass is the case's own, from the few passes of both runs, drawn towards that of all cases of the older
-run as if that were PRIOR more passes. The same holds for the geometric mean of all cases of a number of threads and
-type, in which a change shows that is too small for one case. A run whose passes lie further apart than the older one's,
-NOISIER times, is told: it hides what it would show. Peak memory has changed when ours differs by more than LEAST and a
-MiB.
+LEAST: else torch.nn's has, which is told as such. The standard deviation of a pass is the case's own, from the few
+passes of both runs, drawn towards that of all cases of the older run as if that were PRIOR more passes. The same holds
+for the geometric mean of all cases of a number of threads and type, in which a change shows that is too small for one
+case. A run whose passes lie further apart than the older one's, NOISIER times, is told: it hides what it would show.
+Peak memory has changed when ours differs by more than LEAST and a MiB.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from fastrnn.bench.shapes import CELLS
 Record = dict[str, Any]
 Rule = type | tuple[type, ...] | Callable[[Any], bool] | dict[str, Any]
 SETUP = ("subject", "backend", "malloc", "apart", "commit", "torch", "fastrnn")  # alike in all that one file holds
-
-
 CONDITIONS = ("malloc", "apart")  # alike in whatever is compared
 
 
