@@ -115,7 +115,7 @@ class BuildEngine(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / target.name, target)
         module = target.with_name(target.name.replace("_cpu", "_cuda"))
-        module.unlink(missing_ok=True)  # one of another version, in an editable install
+        module.unlink(missing_ok=True)  # one of an earlier build
         if kernels != "OFF":
             shutil.copy2(build / module.name, module)
         self.module = module
@@ -125,10 +125,9 @@ class BuildEngine(build_ext):
         super().copy_extensions_to_source()
         if self.extensions:
             there = ROOT / "fastrnn" / self.module.name
-            if self.module.resolve() != there:
-                there.unlink(missing_ok=True)
-                if self.module.exists():
-                    shutil.copy2(self.module, there)
+            there.unlink(missing_ok=True)  # one of another version
+            if self.module.exists():
+                shutil.copy2(self.module, there)
 
     def make(self, build: Path, sanitize: str, kernels: str) -> None:
         # Imported here: these are needed to build, not to make an sdist or to read the metadata.

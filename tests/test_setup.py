@@ -102,3 +102,36 @@ def test_kernels_that_do_not_compile(script, monkeypatch, tmp_path, capsys, want
     assert made == {"TRY": ["ON", "OFF"], "OFF": ["OFF"]}[wanted]
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["_cpu.so"]
     assert ("WITHOUT its CUDA kernels" in capsys.readouterr().err) == (wanted == "TRY")
+
+
+@pytest.mark.parametrize("wanted", ["ON", "OFF"])
+def test_a_build_in_place_has_both_modules(script, monkeypatch, tmp_path, wanted):
+    """As an editable install makes it, for which setuptools copies the modules that it knows."""
+    build_engine = script["BuildEngine"]
+    names = build_engine.build_extension.__globals__
+    monkeypatch.setitem(names, "kernels_wanted", lambda: wanted)
+    monkeypatch.setitem(names, "missing_compiler", lambda: None)
+    monkeypatch.setitem(names, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = build_engine(
+        setuptools.Distribution({
+            "name": "fastrnn", "packages": ["fastrnn"],
+            "ext_modules": [setuptools.Extension("fastrnn._cpu", sources=[])],
+        })
+    )  # fmt: skip
+    command.inplace = True
+    command.ensure_finalized()
+    engine = Path(command.get_ext_fullpath("fastrnn._cpu")).name
+    kernels = engine.replace("_cpu", "_cuda")
+
+    def make(self, build, sanitize, kernels_too):
+        build.mkdir(parents=True)
+        for name in (engine, kernels) if kernels_too == "ON" else (engine,):
+            (build / name).write_text("new")
+
+    monkeypatch.setattr(build_engine, "make", make)
+    (tmp_path / "fastrnn").mkdir()
+    (tmp_path / "fastrnn" / kernels).write_text("of another version")
+    command.run()
+    found = {f.name: f.read_text() for f in (tmp_path / "fastrnn").iterdir()}
+    assert found == dict.fromkeys([engine, kernels] if wanted == "ON" else [engine], "new")
