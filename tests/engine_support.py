@@ -94,7 +94,7 @@ def run(call: Call, reference: bool = False, seed: int = 1, backward: bool = Tru
     named = {f"output {k}": a.detach() for k, a in enumerate(outs)}
     if backward:
         g = torch.Generator().manual_seed(seed)
-        seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outs]
+        seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.device, o.dtype) for o in outs]
         inputs = inputs_of(call)
         found = torch.autograd.grad(outs, list(inputs.values()), seeds)
         named |= {f"gradient of {name}": d for name, d in zip(inputs, found, strict=True)}
