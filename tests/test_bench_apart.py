@@ -22,6 +22,14 @@ def test_it_is_another_process_each_time_and_gives_the_answer():
     assert apart.call(divmod, 17, 5) == (3, 2)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server")
+def test_elsewhere_the_process_is_started_anew(monkeypatch):
+    """By this process, not by the server that has imported."""
+    assert apart.call(os.getppid) != os.getpid()
+    monkeypatch.setattr(apart.sys, "platform", "darwin")
+    assert apart.call(os.getppid) == os.getpid()
+
+
 def test_errors_come_over_by_type_and_message_and_an_end_without_answer_is_one():
     with pytest.raises(apart.Apart, match="ZeroDivisionError: "):
         apart.call(divmod, 1, 0)
