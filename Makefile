@@ -30,7 +30,7 @@ emulator: .venv/.installed .venv/.emulator
 	$(processes) -m "not slow" $(wildcard tests/test_emulator*.py) $(ARGS)
 
 slow: .venv/.installed .venv/.emulator
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
 # The whole grid, kept under benchmarks/results; a quick run against what is kept there.
 bench: .venv/.installed
@@ -55,8 +55,11 @@ gpu-test:
 	  $(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m fastrnn.cli verify --backends cuda || exit $$?; done, \
 	  @echo 'no compute-sanitizer was found: races and bad addresses were not looked for')
 
+# Nine minutes; make gpu-bench BACKENDS=triton where the CUDA kernels are not built
+BACKENDS ?= cuda triton
 gpu-bench:
-	$(PYTHON) -m benchmarks --device cuda --budget 540 --save $(ARGS)
+	for backend in $(BACKENDS); do \
+	  $(PYTHON) -m benchmarks --device cuda --backend $$backend --budget 270 --save $(ARGS) || exit $$?; done
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

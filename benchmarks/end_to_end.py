@@ -27,9 +27,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.profiler import ProfilerActivity, profile
 
 import fastrnn
-from fastrnn.bench.commands import MALLOC_HELP, Parser
 from fastrnn.bench.environment import Store, describe, keep_freed_memory, results, slug
 from fastrnn.bench.measure import summary
+from fastrnn.bench.options import MALLOC_HELP, Parser
 from fastrnn.cli import guarded
 from fastrnn.cli.parser import UsageError, presets, suggest
 from fastrnn.cli.text import TASKS, configured

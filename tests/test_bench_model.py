@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn.bench import commands, energy, grids, measuring, report, roofline, run
+from fastrnn.bench import energy, grids, measuring, options, report, roofline, run
 from fastrnn.bench.shapes import CASES, CELLS, Case
 from fastrnn.cli.parser import UsageError
 
@@ -179,10 +179,10 @@ def test_joules_are_of_both_sides():
 
 
 def test_threads_and_types_default_to_this_machine():
-    args = commands.parse_bench([])
+    args = options.parse_bench([])
     assert args.threads[0] == 1
     assert (args.grid, args.dtypes, args.backend, args.budget) == ("cpu", ["float32"], "auto", 300.0)
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="--device cuda: torch finds no GPU"):
-            commands.parse_bench(["--device", "cuda"])
+            options.parse_bench(["--device", "cuda"])
     assert report.seconds(1.5e-3) == "1.5 ms"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastrnn.bench import check, commands, ddp, run, shapes
+from fastrnn.backends import BACKENDS
+from fastrnn.bench import check, ddp, options, run, shapes
 from fastrnn.cli import main
 from fastrnn.cli.parser import UsageError
 
@@ -63,12 +64,19 @@ def test_bad_input_is_one_line_and_exit_code_2(line, message, tmp_path, monkeypa
 def test_threads_of_a_cpu_are_refused_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UsageError, match="--threads has no effect with --device cuda"):
-        commands.parse_bench(["--device", "cuda", "--threads", "1"])
+        options.parse_bench(["--device", "cuda", "--threads", "1"])
+
+
+@pytest.mark.parametrize(("built", "backend"), [(True, "cuda"), (False, "triton")])
+def test_a_gpu_is_measured_with_the_kernels_that_are_built(built, backend, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(BACKENDS["cuda"], "info", lambda: {"built": built})
+    assert options.parse_bench(["--device", "cuda"]).backend == backend
 
 
 def test_what_a_command_takes_is_an_option():
-    known = {action.dest for action in commands.bench_parser()._actions}
-    for name, taken in commands.INSTEAD.items():
+    known = {action.dest for action in options.bench_parser()._actions}
+    for name, taken in options.INSTEAD.items():
         assert {name, *taken} <= known
 
 

@@ -99,7 +99,7 @@ def test_a_benchmark_that_fails_is_one_line():
 
 def test_the_commands_are_ones_that_bench_takes():
     from benchmarks import end_to_end
-    from fastrnn.bench.commands import parse_bench
+    from fastrnn.bench.options import parse_bench
 
     args = records.parser().parse_args(["--out", "x"])
     (_, grid), (_, ddp), (_, loop), (_, harness), *_ = records.steps(args)

@@ -5,14 +5,14 @@ A changed copy of csrc is compiled for one cell and number type and linked with 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import emulator_build
 import pytest
-from emulator_support import ROOT, needs_emulator
+from emulator_mutant import first_wrong
+from emulator_support import needs_emulator
+
+from fastrnn.bench import apart
 
 pytestmark = [needs_emulator, pytest.mark.slow]
 FORWARD, FORWARD_TILE, FORWARD_STATE = "forward.cuh", "forward_tile.cuh", "forward_state.cuh"
@@ -104,31 +104,6 @@ MUTANTS = {
         "= sum[k];\n    }",
     ),
 }
-# Prints the first thing that goes wrong; the right kernels pass all runs.
-PROGRAM = """
-import sys
-import torch
-from emulator_support import EMULATOR, Emulated
-from engine_support import Case
-from test_emulator_grid import SHAPES
-from test_emulator_kernels import BOTH, PAIRS, assert_parity, make
-torch.use_deterministic_algorithms(True)
-k2 = sys.argv[1] == "2"
-sizes = Case("lstm", T=4 if k2 else 8, B=11 if k2 else 5, I=3, lengths=True, resets=True, reverse=BOTH)
-shapes = [(f[::-1], b[::-1], hidden) for f, b, hidden in SHAPES] if k2 else [(*pair, 72) for pair in PAIRS]
-for forward, backward, hidden in shapes:
-    call = make(sizes._replace(H=hidden), "bf16")
-    for seed in range(3):
-        for races in (True, False):
-            backend = Emulated()
-            backend.forced = {False: forward, True: backward}
-            backend.asked = {"groups": 1, "warps": 1} if k2 else {}
-            EMULATOR.schedule(seed=seed, races=races)
-            try:
-                assert_parity(backend, call, "bf16")
-            except (RuntimeError, AssertionError) as error:
-                raise SystemExit(str(error).partition(chr(10))[0])
-"""
 
 
 def changed(folder: Path, change: tuple[str, str, str] | None, direction: str = "forward") -> Path:
@@ -141,21 +116,12 @@ def changed(folder: Path, change: tuple[str, str, str] | None, direction: str = 
     return folder
 
 
-def outcome(folder: Path, kernel: str) -> str:
-    environment = {**os.environ, "FASTRNN_EMULATOR_PATH": str(folder), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", PROGRAM, kernel], env=environment, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == bool(done.stderr)
-    return done.stderr
-
-
-@pytest.mark.parametrize("kernel", ["1", "2"])
+@pytest.mark.parametrize("kernel", [1, 2])
 def test_the_right_kernels_pass(tmp_path, kernel):
-    assert outcome(changed(tmp_path, None), kernel) == ""
+    assert apart.call(first_wrong, changed(tmp_path, None), kernel) == ""
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(tmp_path, name):
     direction = "backward" if "backward: " in name else "forward"
-    assert outcome(changed(tmp_path, MUTANTS[name], direction), "2" if name.startswith("K2") else "1")
+    assert apart.call(first_wrong, changed(tmp_path, MUTANTS[name], direction), 2 if name.startswith("K2") else 1)

@@ -98,7 +98,8 @@ def header(environment: Record) -> str:
     e = environment
     clock = f" at {e['clock']['now']:.0f} MHz" if e.get("clock") else ""
     lines = [
-        f"{e['cpu']}{clock}, {e['cores']} cores, {' '.join(e['flags'])}; load {e['load']:.2f}; malloc: {e['malloc']}",
+        f"{e['cpu']}{clock}, {e['cores']} cores, {' '.join(e['flags'])}; load {e['load']:.2f}; malloc: {e['malloc']}"
+        + ("; each measurement in a process of its own" if e.get("apart") else ""),
         f"torch {e['torch']}, {e['subject']} {e['fastrnn'] or ''}, commit {e['commit']}, Python {e['python']}",
         f"{e['date']} $ {e['command']}",
     ]
