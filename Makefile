@@ -55,11 +55,10 @@ gpu-test:
 	  $(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m fastrnn.cli verify --backends cuda || exit $$?; done, \
 	  @echo 'no compute-sanitizer was found: races and bad addresses were not looked for')
 
-# Nine minutes; make gpu-bench BACKENDS=triton where the CUDA kernels are not built
-BACKENDS ?= cuda triton
+# Nine minutes, for both backends, also where one fails: sizes that the CUDA kernels do not have are failures of cases.
 gpu-bench:
-	for backend in $(BACKENDS); do \
-	  $(PYTHON) -m benchmarks --device cuda --backend $$backend --budget 270 --save $(ARGS) || exit $$?; done
+	failed=0; for backend in cuda triton; do \
+	  $(PYTHON) -m benchmarks --device cuda --backend $$backend --budget 270 --save $(ARGS) || failed=1; done; exit $$failed
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

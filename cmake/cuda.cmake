@@ -32,14 +32,14 @@ set_target_properties(_cuda PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Sta
 string(REPLACE ";" " " architectures "${FASTRNN_CUDA_ARCHS}")
 target_compile_definitions(_cuda PRIVATE FASTRNN_CUDA_ARCHS="${architectures}")
 
-# From sm_100 on the architectures share the PTX of the first of them, which costs the compiler more time than the machine code
-# of each; 90a and the like have no PTX that others could use. (PTX of compute_90 for sm_100 and sm_120 would spill registers.)
+# From sm_100 on the architectures share the PTX of the first of them, since making PTX takes more time than making code of it;
+# 90a and the like have no PTX that others could use. (Code of compute_90's PTX for sm_100 and sm_120 would spill registers.)
 set(generate)
 set(shared)
-set(newest 0)
+set(ptx 0)
 foreach(arch ${FASTRNN_CUDA_ARCHS})
-  if(arch MATCHES "^[0-9]+$" AND arch GREATER newest)
-    set(newest ${arch})
+  if(arch MATCHES "^[0-9]+$" AND arch GREATER ptx)
+    set(ptx ${arch})
   endif()
   if(arch MATCHES "^1[0-9][0-9]$")
     list(APPEND shared ${arch})
@@ -49,15 +49,15 @@ foreach(arch ${FASTRNN_CUDA_ARCHS})
 endforeach()
 if(shared)
   list(SORT shared COMPARE NATURAL)
-  list(GET shared 0 newest)
+  list(GET shared 0 ptx)
   foreach(arch ${shared})
-    list(APPEND generate "SHELL:-gencode arch=compute_${newest},code=sm_${arch}")
+    list(APPEND generate "SHELL:-gencode arch=compute_${ptx},code=sm_${arch}")
   endforeach()
 endif()
-# And PTX of the newest one, for GPUs that are newer still. Not of one without clusters: there K1's kernels for clusters are
-# empty, and a GPU that has clusters would be given them.
-if(newest GREATER_EQUAL 90)
-  list(APPEND generate "SHELL:-gencode arch=compute_${newest},code=compute_${newest}")
+# And that PTX, or that of the newest one below sm_100, for GPUs that are newer still. Not of one without clusters: there K1's
+# kernels for clusters are empty, and a GPU that has clusters would be given them.
+if(ptx GREATER_EQUAL 90)
+  list(APPEND generate "SHELL:-gencode arch=compute_${ptx},code=compute_${ptx}")
 endif()
 target_compile_options(
   _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${generate} --fatbin-options=--compress-all>

@@ -9,7 +9,7 @@ import torch
 
 
 def first_wrong(folder: Path, kernel: int) -> str:
-    """The first line of what goes wrong with the module in `folder`; "" for the right kernels, which pass all runs.
+    """The error that the module in `folder` leads to, its first line; "" for the right kernels, which pass all runs.
 
     `kernel` is 1 for K1, 2 for K2.
     """
@@ -20,6 +20,7 @@ def first_wrong(folder: Path, kernel: int) -> str:
     from test_emulator_kernels import BOTH, PAIRS, assert_parity, make
 
     assert Path(EMULATOR.__file__).parent == folder, EMULATOR.__file__
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     k2 = kernel == 2
     sizes = Case("lstm", T=4 if k2 else 8, B=11 if k2 else 5, I=3, lengths=True, resets=True, reverse=BOTH)
@@ -35,5 +36,5 @@ def first_wrong(folder: Path, kernel: int) -> str:
                 try:
                     assert_parity(backend, call, "bf16")
                 except (RuntimeError, AssertionError) as error:
-                    return str(error).partition("\n")[0]
+                    return f"{type(error).__name__}: {error}".partition("\n")[0]
     return ""

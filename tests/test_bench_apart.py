@@ -87,6 +87,7 @@ def test_the_command_measures_apart(tmp_path, malloc):
     (saved,) = tmp_path.glob("*/cpu-*.jsonl")
     head, *found = environment.lines(saved)
     assert head["apart"]
+    assert "each measurement in a process of its own" in saved.with_suffix(".txt").read_text()
     assert [r["pass"] for r in found if r["kind"] == "measurement"] == [0, 1]
     with pytest.raises(UsageError, match="made on apart True, this is False"):
         commands.bench([*line, "--no-apart", "--resume", str(saved)])

@@ -74,6 +74,13 @@ def test_a_gpu_is_measured_with_the_kernels_that_are_built(built, backend, monke
     assert options.parse_bench(["--device", "cuda"]).backend == backend
 
 
+def test_kernels_that_are_not_built_are_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(BACKENDS["cuda"], "info", lambda: {"built": False, "reason": "no nvcc was found"})
+    with pytest.raises(UsageError, match="--backend cuda: no nvcc was found"):
+        options.parse_bench(["--device", "cuda", "--backend", "cuda"])
+
+
 def test_what_a_command_takes_is_an_option():
     known = {action.dest for action in options.bench_parser()._actions}
     for name, taken in options.INSTEAD.items():

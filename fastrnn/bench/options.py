@@ -43,7 +43,7 @@ BENCH_HELP = """examples:
   fastrnn bench --check                          a quick run against the newest records of this hardware
   fastrnn bench --report FILE                    tables, pictures and page of FILE anew
   fastrnn bench --ddp 2                          training by several processes (DDP, gloo)
-  fastrnn bench --device cuda --budget 270 --save  on a GPU, with the CUDA kernels
+  fastrnn bench --device cuda --budget 270 --save  on a GPU
 """
 
 
@@ -151,7 +151,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     """
     import torch
 
-    from fastrnn.backends import NAMES
+    from fastrnn.backends import BACKENDS, NAMES
     from fastrnn.bench import peers
     from fastrnn.bench.environment import cores
     from fastrnn.bench.grids import GPU_DTYPES, cases
@@ -169,6 +169,8 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
     args.backend = args.backend or (_gpu_backend() if gpu else "auto")
     if args.backend not in NAMES:
         raise UsageError(f"--backend: expected one of {', '.join(NAMES)}, got {args.backend}")
+    if args.backend == "cuda" and (why_not := BACKENDS["cuda"].info().get("reason")):
+        raise UsageError(f"--backend cuda: {why_not}")
     args.threads = args.threads or sorted({1, cores()})
     for name, value in (("sample", args.sample), ("budget", args.budget)):
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -192,7 +194,7 @@ def parse_bench(argv: list[str]) -> argparse.Namespace:
 
 
 def _gpu_backend() -> str:
-    """The fastest of ours that is there."""
+    """The CUDA kernels where they are built, else Triton's."""
     from fastrnn.backends import BACKENDS
 
     return "cuda" if BACKENDS["cuda"].info()["built"] else "triton"
