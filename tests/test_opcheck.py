@@ -42,7 +42,7 @@ CHOSEN = [
     if not (backend == "native" and (CASES[case].get("resets") or CASES[case].get("trail")))
 ]
 # What a backward writes, and what its results share memory with, is each backend's own, and checked of each. Tracing
-# takes seconds and sees shapes and derivatives, which are no backend's own: checked once of each case, backends in turn.
+# takes seconds and sees shapes and derivatives, no backend's own: it is checked once of each case, backends in turn.
 BACKWARD = [c for c in CHOSEN if CASES[c[2]].get("save", "gates")]
 TRACED = [
     found[k % len(found)] for k, found in enumerate([c for c in BACKWARD if c[2] == case] for case in CASES) if found
