@@ -30,7 +30,7 @@ emulator: .venv/.installed .venv/.emulator
 	$(processes) -m "not slow" $(wildcard tests/test_emulator*.py) $(ARGS)
 
 slow: .venv/.installed .venv/.emulator
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 # The whole grid, kept under benchmarks/results; a quick run against what is kept there.
 bench: .venv/.installed

@@ -20,7 +20,6 @@ BUILD = Path(os.environ.get("FASTRNN_CUDA_BUILD", Path(__file__).resolve().paren
 MODULES = sorted(BUILD.glob("_cuda*.so"))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("compiled"),  # read once
     pytest.mark.skipif(not MODULES, reason="the CUDA kernels are not compiled: make cuda"),
 ]
 NUMBERS = 4

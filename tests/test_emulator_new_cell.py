@@ -16,12 +16,7 @@ from test_emulator_kernels import BOTH, REVERSE, assert_parity, make, run, same_
 from fastrnn import backends
 
 __all__ = ["emulated", "page"]
-pytestmark = [
-    needs_emulator,
-    pytest.mark.slow,
-    pytest.mark.usefixtures("poisoned"),
-    pytest.mark.xdist_group("new cell, emulator"),  # compiled once
-]
+pytestmark = [needs_emulator, pytest.mark.slow, pytest.mark.usefixtures("poisoned")]
 # What knows the list of cells, and the new cell's own kernels, of two number types.
 CHANGED = ["gpu.cpp", "plan.cpp", "launch.cpp"]
 CHANGED += [f"{way}_LstmPeephole_{number}.cpp" for way in ("forward", "backward") for number in ("Bf16", "Fp32")]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]  # one after the other: they share a build folder
+pytestmark = pytest.mark.slow  # they share a build folder: `make slow` runs the tests of a file one after the other
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("csrc", "cmake", "fastrnn", "tests", "benchmarks", "examples", "docs", ".ci")

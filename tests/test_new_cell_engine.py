@@ -22,8 +22,7 @@ from fastrnn.backends import cpu
 from fastrnn.cells import CELLS
 
 pytestmark = [
-    pytest.mark.slow,  # half a minute of compiling C++, once
-    pytest.mark.xdist_group("new cell, engine"),
+    pytest.mark.slow,  # half a minute of compiling C++
     pytest.mark.skipif(importlib.util.find_spec("cmake") is None, reason="needs cmake, ninja and pybind11 to compile"),
 ]
 __all__ = ["page"]
